@@ -1,0 +1,4 @@
+//! lockstep: a virtual machine that survives the death of its host, by deterministic replay.
+
+pub mod log;
+pub mod machine;

@@ -1,0 +1,39 @@
+//! Log entries: everything non-deterministic that happened to a guest, and what it did that can be
+//! checked, in order.
+
+use crate::machine::digest::Digest;
+use crate::machine::doors::{ConsoleInput, EndReason};
+use crate::machine::instant::Instant;
+
+/// One entry of the log. Entries are numbered from 0; instants never decrease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Where in the execution it happened.
+    pub at: Instant,
+    /// What happened.
+    pub body: Body,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Answer: the guest read the clock and got this, nanoseconds since boot. Never decreases.
+    Clock(u64),
+    /// Answer: the guest read entropy and got this.
+    Entropy(u64),
+    /// Event: the timer ticked.
+    Tick,
+    /// Event: console input reached the UART.
+    Console(ConsoleInput),
+    /// Output: the guest wrote to its console.
+    Output {
+        /// How many bytes.
+        length: u32,
+        /// Low 32 bits of the XXH3 of the bytes.
+        check: u32,
+    },
+    /// Check: the machine's state here.
+    Digest(Box<Digest>),
+    /// The guest ended here. Always the last entry.
+    End(EndReason),
+}

@@ -1,0 +1,3 @@
+//! The log: entries, their byte format, the file, the buffer between vCPU and channel.
+
+pub mod entry;

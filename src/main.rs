@@ -1,0 +1,3 @@
+//! Arguments to subcommands, nothing else.
+
+fn main() {}
