@@ -5,3 +5,4 @@ pub mod digest;
 pub mod divergence;
 pub mod doors;
 pub mod instant;
+pub mod snapshot;

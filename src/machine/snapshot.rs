@@ -1,0 +1,32 @@
+//! What a log starts from. Here: the boot of a guest, as image and configuration, complete enough
+//! to run the guest anywhere on the same kind of CPU.
+
+use bincode::{Decode, Encode};
+
+/// Everything that decides how a guest boots. A log carries it, and a pair sends it to its backup.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Boot {
+    /// The VM's name.
+    pub name: String,
+    /// Guest memory in bytes, a multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// The kernel command line handed over by PVH.
+    pub command_line: String,
+    /// The wall clock at boot, in nanoseconds since 1970 UTC.
+    pub boot_time_ns: u64,
+    /// The CPUID leaves the guest sees.
+    pub cpuid: Vec<CpuidLeaf>,
+    /// The guest's ELF image.
+    pub image: Vec<u8>,
+}
+
+/// One CPUID leaf of the guest's processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct CpuidLeaf {
+    /// `eax` on input.
+    pub leaf: u32,
+    /// `ecx` on input; `None` where the leaf has no subleaves.
+    pub subleaf: Option<u32>,
+    /// `eax`, `ebx`, `ecx`, `edx` on output.
+    pub registers: [u32; 4],
+}
