@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::clock::GuestClock;
 use crate::machine::safepoint::Safepoints;
 
 /// What is due.
@@ -33,6 +34,7 @@ struct State {
 pub struct World {
     began: Instant,
     safepoints: Safepoints,
+    clock: Mutex<GuestClock>,
     state: Mutex<State>,
     /// Something became due: wakes an idle vCPU thread.
     woken: Condvar,
@@ -49,11 +51,13 @@ pub struct World {
 }
 
 impl World {
-    /// The meeting point of the machine with these safepoints, and its timer thread.
-    pub fn new(safepoints: Safepoints) -> Arc<Self> {
+    /// The meeting point of the machine with these safepoints, and its timer thread. Its clock shows `shown_ns` now, and should
+    /// show `due_ns` (see [`GuestClock`]).
+    pub fn new(safepoints: Safepoints, shown_ns: u64, due_ns: u64) -> Arc<Self> {
         let world = Arc::new(World {
             began: Instant::now(),
             safepoints,
+            clock: Mutex::new(GuestClock::starting_at(shown_ns, due_ns, 0)),
             state: Mutex::new(State::default()),
             woken: Condvar::new(),
             reprogrammed: Condvar::new(),
@@ -71,6 +75,11 @@ impl World {
     /// Host time: nanoseconds since this machine's world began.
     pub fn now_ns(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
+    }
+
+    /// The guest's clock now, nanoseconds since its boot.
+    pub fn guest_ns(&self) -> u64 {
+        self.clock.lock().expect("no thread panics while it holds this lock").read(self.now_ns())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use super::Console;
-use crate::backends::clock::GuestClock;
 use crate::backends::world::World;
 use crate::log::entry::{Body, Entry, output_check};
 use crate::machine::digest::Digest;
@@ -34,7 +33,6 @@ impl Log for NoLog {
 pub struct LiveDoor<L> {
     world: Arc<World>,
     console: Arc<dyn Console>,
-    clock: GuestClock,
     log: L,
     digest_every_ns: u64,
     last_digest_ns: u64,
@@ -43,9 +41,9 @@ pub struct LiveDoor<L> {
 
 impl<L: Log> LiveDoor<L> {
     /// Doors to `world` and `console` that log to `log` and take a digest about every `digest_every_ns`.
-    pub fn new(world: Arc<World>, console: Arc<dyn Console>, clock: GuestClock, log: L, digest_every_ns: u64) -> Self {
+    pub fn new(world: Arc<World>, console: Arc<dyn Console>, log: L, digest_every_ns: u64) -> Self {
         let last_digest_ns = world.now_ns();
-        LiveDoor { world, console, clock, log, digest_every_ns, last_digest_ns, digest_due: false }
+        LiveDoor { world, console, log, digest_every_ns, last_digest_ns, digest_due: false }
     }
 
     /// The log.
@@ -69,7 +67,7 @@ impl<L: Log> LiveDoor<L> {
 
 impl<L: Log> Inputs for LiveDoor<L> {
     fn clock(&mut self, at: Instant) -> Result<u64, Halt> {
-        let value = self.clock.read(self.world.now_ns());
+        let value = self.world.guest_ns();
         self.log(at, Body::Clock(value))?;
         Ok(value)
     }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::instant::Instant;
 use lockstep_abi::safepoint::{COUNT, LIMIT};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -78,6 +79,14 @@ impl Safepoints {
     /// Exits counted so far.
     pub fn exits(&self) -> u64 {
         self.inner.exits.load(Ordering::SeqCst)
+    }
+
+    /// A recent instant that the guest has left behind, if it passes safepoints: every event at or before it has been delivered.
+    /// (The guest may stand at its present count this very moment, and an event may be on its way to it there.)
+    pub fn passed(&self) -> Option<Instant> {
+        let exits = self.exits();
+        let polls = self.count().checked_sub(1)?;
+        (self.exits() == exits).then_some(Instant::new(exits, polls))
     }
 
     /// The vCPU thread counted an exit.
