@@ -68,9 +68,12 @@ struct Input {
 
 static INPUT: Single<Input> = Single::new(Input { bytes: [0; 64], next: 0, length: 0, drained_at: None });
 
-/// Turns on the UART: FIFOs on and empty, 8N1, interrupts for received bytes.
+/// Turns on the UART: FIFOs, 8N1, interrupts for received bytes. What was typed during boot is kept: read before the
+/// FIFOs are turned on, which empties them on a real 16550, and they are not told to clear.
 pub(crate) fn init() {
-    for (register, value) in [(1, 0x00), (3, 0x03), (2, 0x07), (4, 0x0b), (1, 0x01)] {
+    let mut input = INPUT.borrow_mut();
+    input.length = gate::read(&mut input.bytes);
+    for (register, value) in [(1, 0x00), (3, 0x03), (2, 0x01), (4, 0x0b), (1, 0x01)] {
         gate::outb(COM1 + register, value);
     }
 }

@@ -166,6 +166,16 @@ long_mode:
     mov al, 0xff
     out 0xa1, al
 
+    // Where there is a local APIC, let it pass the i8259's interrupts on ("virtual wire mode").
+    mov eax, 1
+    cpuid
+    test edx, 1 << 9
+    jz 3f
+    mov eax, 0xfee00000
+    mov dword ptr [rax + 0xf0], 0x1ff   // on; spurious vector 0xff
+    mov dword ptr [rax + 0x350], 0x700  // LINT0: ExtINT
+3:
+
     mov edi, ebp
     xor ebp, ebp
     push 0x2b
