@@ -3,5 +3,6 @@
 pub mod backends;
 pub mod devices;
 pub mod doors;
+pub mod guest;
 pub mod log;
 pub mod machine;
