@@ -4,5 +4,6 @@ pub mod backends;
 pub mod devices;
 pub mod doors;
 pub mod guest;
+pub mod host;
 pub mod log;
 pub mod machine;
