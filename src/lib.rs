@@ -1,6 +1,7 @@
 //! lockstep: a virtual machine that survives the death of its host, by deterministic replay.
 
 pub mod backends;
+pub mod cli;
 pub mod devices;
 pub mod doors;
 pub mod guest;
