@@ -1,4 +1,6 @@
 //! lockstep: a virtual machine that survives the death of its host, by deterministic replay.
 
+pub mod arbiter;
 pub mod log;
 pub mod machine;
+pub mod replication;
