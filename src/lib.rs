@@ -1,5 +1,6 @@
 //! lockstep: a virtual machine that survives the death of its host, by deterministic replay.
 
+pub mod arbiter;
 pub mod backends;
 pub mod cli;
 pub mod devices;
@@ -8,3 +9,4 @@ pub mod guest;
 pub mod host;
 pub mod log;
 pub mod machine;
+pub mod replication;
