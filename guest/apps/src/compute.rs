@@ -1,4 +1,4 @@
-//! `compute [rounds] [sha256|sort|matrix]…`: pure computation with safepoints, about 70 ms a round on the
+//! `compute [rounds] [sha256|sort|matrix]…`: pure computation with safepoints, about 25 ms a round on the
 //! development machines. Prints a hash per round; the seed is fixed, so every run prints the same ones, and so
 //! does the native program of the benchmark.
 

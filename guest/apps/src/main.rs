@@ -5,9 +5,12 @@
 extern crate alloc;
 
 mod compute;
+mod crash;
 mod idle;
 mod mix;
+mod probe;
 mod shell;
+mod transcript;
 
 use lockstep_runtime::{Args, app, println};
 
@@ -16,9 +19,21 @@ app!(main);
 /// An application: takes the command line, gives the machine's exit code.
 type App = fn(&Args) -> u8;
 
-/// The applications by name. The root crate's `src/guest.rs` describes them in the same order.
-const APPS: [(&str, App); 4] =
-    [("shell", shell::main), ("mix", mix::main), ("compute", compute::main), ("idle", idle::main)];
+/// The applications by name. The root crate's `src/guest.rs` describes them in the same order, which a test checks.
+const APPS: [(&str, App); 12] = [
+    ("shell", shell::main),
+    ("mix", mix::main),
+    ("compute", compute::main),
+    ("idle", idle::main),
+    ("transcript", transcript::main),
+    ("probe-crash", probe::crash),
+    ("probe-irqoff", probe::irqoff),
+    ("probe-unclaimed", probe::unclaimed),
+    ("probe-pv", probe::paravirtual_page),
+    ("probe-backwards", probe::backwards),
+    ("probe-spin", probe::spin),
+    ("probe-spin0", probe::spin_at_ring_0),
+];
 
 /// Exit code for a command line that asks for something that is not there.
 const USAGE: u8 = 2;

@@ -11,8 +11,10 @@ use lockstep_runtime::{Args, console, entropy, nucleus, println, safepoint, time
 const WORDS: usize = 64 << 10;
 /// Floating-point values kept in SSE registers and memory.
 const LANES: usize = 8;
-/// Iterations in a round, some 10 ms each.
-const ITERATIONS: u64 = 50_000;
+/// Iterations in a round: some 30 ms on the development machines.
+const ITERATIONS: u64 = 500_000;
+/// Iterations between two questions to the world, each of which is an exit.
+const ASK_EVERY: u64 = 5_000;
 
 struct Mix {
     hash: u64,
@@ -40,6 +42,7 @@ impl Mix {
         safepoint();
         self.fold(time::ticks());
         self.fold(nucleus::com1_interrupts());
+        self.fold(nucleus::witness());
     }
 
     /// The part that asks the world.
@@ -52,7 +55,6 @@ impl Mix {
         while let Some(byte) = console::read_byte() {
             self.fold(byte.into());
         }
-        self.fold(nucleus::witness());
         for lane in 0..LANES {
             self.fold(self.floats[lane].to_bits());
         }
@@ -71,7 +73,7 @@ pub fn main(args: &Args) -> u8 {
     for round in 1..=rounds {
         for iteration in 0..ITERATIONS {
             state.iterate();
-            if iteration % 1000 == 0 {
+            if iteration % ASK_EVERY == 0 {
                 state.ask();
             }
         }

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+pub mod fnv;
 pub mod matrix;
 pub mod primes;
 pub mod random;

@@ -70,9 +70,9 @@ pub fn exit(code: u8) -> ! {
     unreachable!("the nucleus does not come back from the exit gate")
 }
 
-/// Executes about this many instructions with interrupts off.
-pub fn spin_with_interrupts_off(instructions: u64) {
-    call(Function::Spin, instructions.max(2), 0);
+/// Keeps interrupts off for `exits` reads of a device and about `instructions` after each of them.
+pub fn spin_with_interrupts_off(exits: u64, instructions: u64) {
+    call(Function::Spin, exits, instructions);
 }
 
 /// How [`die`] ends the machine.

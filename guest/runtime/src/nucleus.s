@@ -304,12 +304,18 @@ gate_exit:
     hlt
     jmp 1b
 
-// Executes rdi (not 0) instructions, give or take one, with interrupts off.
+// With interrupts off: rdi times one read of COM1's line status (an exit) and about rsi instructions.
 gate_spin:
-    shr rdi, 1
+    mov edx, 0x3fd
 1:  dec rdi
-    jns 1b
-    iretq
+    js 3f
+    in al, dx
+    mov rcx, rsi
+    shr rcx, 1
+2:  dec rcx
+    jns 2b
+    jmp 1b
+3:  iretq
 
 // Ends in one of the ways no guest should: rdi = 0 triple fault, 1 `hlt` with interrupts off, 2 endless loop
 // with interrupts off.

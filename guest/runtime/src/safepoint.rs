@@ -61,9 +61,14 @@ pub fn count() -> u64 {
     unsafe { LOCKSTEP_SAFEPOINT.0.get().cast::<u64>().read_volatile() }
 }
 
+/// Guest-physical address of the safepoint page.
+pub fn page_address() -> u64 {
+    LOCKSTEP_SAFEPOINT.0.get() as u64
+}
+
 /// Tells the machine where the page is, if it knows of safepoints.
 pub(crate) fn register() {
     if pv::present() {
-        pv::write(abi::pv::SAFEPOINT_PAGE, LOCKSTEP_SAFEPOINT.0.get() as u64);
+        pv::write(abi::pv::SAFEPOINT_PAGE, page_address());
     }
 }

@@ -1,10 +1,10 @@
 //! The shell's commands.
 
+use crate::crash::crash;
 use alloc::vec;
 use lockstep_kernels::primes::primes;
 use lockstep_kernels::random::SplitMix64;
 use lockstep_kernels::sha256::Sha256;
-use lockstep_runtime::gate::{self, Death};
 use lockstep_runtime::{console, entropy, memory, print, println, safepoint, time, wait};
 
 const HELP: &str = "\
@@ -17,7 +17,7 @@ count N [MS]         counts to N, a number every MS milliseconds
 primes N             the Nth prime
 hash WORDS           SHA-256 of the words
 memory [MIB]         writes MIB MiB of memory and reads them back
-crash HOW            triple, hlt, ud, loop, null, io, stack, panic
+crash HOW            ends badly; without HOW, lists the ways
 exit [CODE]          ends the guest
 Ctrl-C stops count and primes.";
 
@@ -125,29 +125,4 @@ fn test_memory(mib: u64) {
         "memory: {mib} MiB written and read back, {} words wrong; {used} bytes used, {free} free",
         wrong.sum::<usize>()
     );
-}
-
-fn crash(how: &str) {
-    println!("crash {how}");
-    match how {
-        "triple" => gate::die(Death::TripleFault),
-        "hlt" => gate::die(Death::Halt),
-        "loop" => loop {
-            core::hint::spin_loop();
-        },
-        "panic" => panic!("the shell was told to"),
-        // SAFETY: none of these comes back; the nucleus reports the exception and ends the machine.
-        "ud" => unsafe { core::arch::asm!("ud2") },
-        "null" => unsafe { core::arch::asm!("mov al, [0]", out("al") _) },
-        "io" => unsafe { core::arch::asm!("in al, dx", in("dx") 0x3f8_u16, out("al") _) },
-        "stack" => println!("{}", overflow(0)),
-        _ => println!("crash: triple, hlt, ud, loop, null, io, stack or panic"),
-    }
-}
-
-/// Uses up the stack.
-#[expect(unconditional_recursion, reason = "that is what it is for")]
-fn overflow(depth: u64) -> u64 {
-    let frame = core::hint::black_box([depth; 64]);
-    overflow(depth + 1) + core::hint::black_box(frame)[63]
 }
