@@ -3,6 +3,7 @@
 pub mod arbiter;
 pub mod backends;
 pub mod cli;
+pub mod console;
 pub mod devices;
 pub mod doors;
 pub mod guest;
