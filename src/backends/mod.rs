@@ -2,4 +2,5 @@
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
 pub mod clock;
+pub mod priority;
 pub mod world;

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::clock::GuestClock;
+use super::priority::prefer_this_thread;
 use crate::machine::safepoint::Safepoints;
 
 /// What is due.
@@ -174,6 +175,7 @@ impl World {
 
 /// Ticks at the period that the guest programmed. Ticks that the guest could not take in time are one tick, as with the real chip.
 fn run_timer(world: &Weak<World>) {
+    prefer_this_thread();
     let mut deadline: Option<Instant> = None;
     let mut period = 0;
     loop {

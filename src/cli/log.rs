@@ -140,6 +140,7 @@ fn entry_json(number: u64, entry: &Entry) -> Value {
             EndReason::Stopped => json!({ "reason": "stopped" }),
             EndReason::HaltedForever => json!({ "reason": "halted_forever" }),
             EndReason::TripleFault => json!({ "reason": "triple_fault" }),
+            EndReason::SafepointsWentBack => json!({ "reason": "safepoints_went_back" }),
             EndReason::CannotExecute(rip) => json!({ "reason": "cannot_execute", "rip": hex(*rip) }),
         },
     };

@@ -46,9 +46,9 @@ impl<L: Log> LiveDoor<L> {
         LiveDoor { world, console, log, digest_every_ns, last_digest_ns, digest_due: false }
     }
 
-    /// The log.
-    pub fn log_mut(&mut self) -> &mut L {
-        &mut self.log
+    /// The log, when the machine has ended.
+    pub fn into_log(self) -> L {
+        self.log
     }
 
     fn log(&mut self, at: Instant, body: Body) -> Result<u64, Halt> {
@@ -130,6 +130,8 @@ impl<L: Log> Outputs for LiveDoor<L> {
     }
 
     fn ended(&mut self, at: Instant, reason: &EndReason) -> Result<(), Halt> {
-        self.log(at, Body::End(reason.clone())).map(|_| ())
+        let entry = self.log(at, Body::End(reason.clone()))?;
+        self.console.ended(entry, reason);
+        Ok(())
     }
 }

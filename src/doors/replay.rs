@@ -69,7 +69,12 @@ impl<S: Source> ReplayDoor<S> {
     }
 
     /// Takes the next entry for something that the machine does at `at`; `pick` says whether it is that.
-    fn meet<T>(&mut self, at: Instant, found: impl Fn() -> String, pick: impl Fn(&Body) -> Option<T>) -> Result<(u64, T), Halt> {
+    fn meet<T>(
+        &mut self,
+        at: Instant,
+        found: impl Fn() -> String,
+        pick: impl Fn(&Body) -> Option<T>,
+    ) -> Result<(u64, T), Halt> {
         let (number, entry) = self.source.next_entry(at)?;
         let picked = if entry.at == at { pick(&entry.body) } else { None };
         let Some(value) = picked else { return Err(diverged(number, at, entry, found())) };
@@ -132,7 +137,7 @@ impl<S: Source> Inputs for ReplayDoor<S> {
         self.source.take();
         self.tally.events += 1;
         if let Event::Console(input) = &event {
-            self.console.replayed(input, number);
+            self.console.replayed_input(input, number);
         }
         Ok(Some(event))
     }
@@ -147,7 +152,7 @@ impl<S: Source> Outputs for ReplayDoor<S> {
         let own = Body::Output { length: bytes.len() as u32, check: output_check(bytes) };
         let (number, ()) = self.meet(at, || describe(&own), |body| (*body == own).then_some(()))?;
         self.tally.outputs += 1;
-        self.console.output(number, bytes);
+        self.console.replayed_output(number, bytes);
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 //! A log file at the doors: written by `record`, read by `replay`.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::doors::live::Log;
 use crate::doors::replay::{Next, Source};
@@ -23,9 +24,11 @@ impl FileLog {
         FileLog { writer: Some(writer) }
     }
 
-    /// Closes the file as complete.
-    pub fn close(&mut self) -> Result<(), LogError> {
-        self.writer.take().map_or(Ok(()), LogWriter::close)
+    /// Closes the file as complete; returns how many entries it has.
+    pub fn close(&mut self) -> Result<u64, LogError> {
+        let Some(writer) = self.writer.take() else { return Ok(0) };
+        let entries = writer.entries();
+        writer.close().map(|()| entries)
     }
 }
 
@@ -52,13 +55,22 @@ pub struct FileSource<R: Read> {
     reader: LogReader<R>,
     next: Option<(u64, Entry)>,
     taken: u64,
-    abandon: Arc<AtomicBool>,
+    watch: Arc<Watch>,
+}
+
+/// A replay's thread as seen from others.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// Set to have the replay stop.
+    pub abandon: AtomicBool,
+    /// Bytes of the log that were read so far.
+    pub offset: AtomicU64,
 }
 
 impl<R: Read> FileSource<R> {
-    /// The entries of `reader`, from its first. Replay stops when `abandon` becomes true.
-    pub fn new(reader: LogReader<R>, abandon: Arc<AtomicBool>) -> Self {
-        FileSource { reader, next: None, taken: 0, abandon }
+    /// The entries of `reader`, from its first.
+    pub fn new(reader: LogReader<R>, watch: Arc<Watch>) -> Self {
+        FileSource { reader, next: None, taken: 0, watch }
     }
 
     /// The reader.
@@ -67,9 +79,6 @@ impl<R: Read> FileSource<R> {
     }
 }
 
-/// A source over a file on disk.
-pub type LogFileSource = FileSource<BufReader<File>>;
-
 impl<R: Read> Source for FileSource<R> {
     fn next(&mut self, at: Instant) -> Result<Next<'_>, Halt> {
         self.next_entry(at).map(|(number, entry)| Next::Entry(number, entry))
@@ -77,10 +86,12 @@ impl<R: Read> Source for FileSource<R> {
 
     fn next_entry(&mut self, at: Instant) -> Result<(u64, &Entry), Halt> {
         if self.next.is_none() {
-            let entry = self.reader.next_entry().map_err(|e| Halt::Failed { what: "read the log", source: Box::new(e) })?;
+            let entry =
+                self.reader.next_entry().map_err(|e| Halt::Failed { what: "read the log", source: Box::new(e) })?;
             self.next = entry.map(|entry| (self.taken, entry));
+            self.watch.offset.store(self.reader.offset(), Relaxed);
         }
-        if self.abandon.load(SeqCst) {
+        if self.watch.abandon.load(SeqCst) {
             return Err(Halt::Requested(at));
         }
         self.next.as_ref().map(|(number, entry)| (*number, entry)).ok_or(Halt::EndOfLog(at))
@@ -93,6 +104,6 @@ impl<R: Read> Source for FileSource<R> {
     }
 
     fn abandoned(&self) -> bool {
-        self.abandon.load(SeqCst)
+        self.watch.abandon.load(SeqCst)
     }
 }

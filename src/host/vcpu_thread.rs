@@ -57,3 +57,21 @@ impl Drop for Finish {
         self.0.store(true, SeqCst);
     }
 }
+
+/// Gets `thread` out of the guest and waits for it; `done` is where it says that it has ended. What it would run for was told before
+/// to abandon the machine.
+pub async fn stop<T: Send + 'static, D>(
+    thread: Option<VcpuThread<T>>,
+    done: &mut tokio::sync::mpsc::UnboundedReceiver<D>,
+) {
+    let Some(thread) = thread else { return };
+    while !thread.finished() {
+        thread.kick();
+        // It may be in the guest or on its way there; the next kick finds it.
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(5), done.recv()).await;
+        tokio::task::yield_now().await;
+    }
+    if thread.join().is_err() {
+        tracing::error!("the vCPU thread panicked");
+    }
+}

@@ -238,6 +238,7 @@ impl Encoder {
                     EndReason::Stopped => short.put(1, 1),
                     EndReason::HaltedForever => short.put(2, 1),
                     EndReason::TripleFault => short.put(3, 1),
+                    EndReason::SafepointsWentBack => short.put(5, 1),
                     EndReason::CannotExecute(rip) => {
                         short.put(4, 1);
                         short.put(rip, 8);
@@ -368,6 +369,7 @@ impl Decoder {
                 2 => EndReason::HaltedForever,
                 3 => EndReason::TripleFault,
                 4 => EndReason::CannotExecute(bytes.take(8)?),
+                5 => EndReason::SafepointsWentBack,
                 other => return Err(CodecError::UnknownEnd(other)),
             }),
         };
