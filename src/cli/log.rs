@@ -2,7 +2,7 @@
 
 use crate::log::describe::{Kind, describe};
 use crate::log::entry::{Body, Entry};
-use crate::log::file::{Ending, LogReader};
+use crate::log::file::{Ending, LogError, LogReader};
 use crate::log::summary::{Basis, Rate, Summary};
 use crate::machine::digest::{Digest, REGISTER_NAMES};
 use crate::machine::doors::EndReason;
@@ -49,6 +49,7 @@ pub fn run(args: LogArgs) -> anyhow::Result<()> {
     };
     match shown {
         Err(error) if is_closed_pipe(&error) => Ok(()),
+        Err(error) if matches!(error.downcast_ref(), Some(LogError::Open { .. })) => Err(error), // names the file itself
         other => other.with_context(|| args.file.display().to_string()),
     }
 }
@@ -450,7 +451,7 @@ mod tests {
         let reader = LogReader::new(&bytes[..]).unwrap();
         let error = show(&args("").unwrap(), reader, &mut out, io::sink()).unwrap_err();
         assert!(!is_closed_pipe(&error));
-        assert!(error.is::<crate::log::file::LogError>());
+        assert!(error.is::<LogError>());
         assert_eq!(String::from_utf8(out).unwrap().lines().count(), 8);
     }
 
@@ -474,8 +475,18 @@ mod tests {
             let error = show(&args(line).unwrap(), reader, ClosedPipe, io::sink()).unwrap_err();
             assert!(is_closed_pipe(&error), "{line}: {error:?}");
         }
-        let missing = run(LogArgs { file: "/nonexistent/log".into(), ..args("").unwrap() }).unwrap_err();
-        assert!(!is_closed_pipe(&missing));
-        assert!(format!("{missing:#}").contains("/nonexistent/log"));
+    }
+
+    #[test]
+    fn trouble_names_the_file_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (missing, damaged) = (dir.path().join("missing"), dir.path().join("damaged"));
+        std::fs::write(&damaged, &log(true)[1..]).unwrap();
+        for file in [missing, damaged, dir.path().to_owned()] {
+            let name = file.display().to_string();
+            let error = run(LogArgs { file, ..args("").unwrap() }).unwrap_err();
+            assert!(!is_closed_pipe(&error));
+            assert_eq!(format!("{error:#}").matches(&name).count(), 1, "{error:#}");
+        }
     }
 }

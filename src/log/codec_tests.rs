@@ -221,7 +221,7 @@ fn bytes_that_are_no_entry_are_refused_by_name() {
     assert_eq!(refused(&[], &digest_with(&[0, 0, 0x20])), NotCanonical(Field::Registers));
     assert_eq!(refused(&[], &digest_with(&[1, 0, 0, 0x01])), NotCanonical(Field::Registers), "no difference");
     assert_eq!(refused(&[], &digest_with(&[0, 0, 0, 0x06, 0x10])), PageCount(1025));
-    let last_page = [0, 0, 0, 0x05, 0xf0, 0xff, 0xff, 0xff, 0xff & 0x1f, 0, 0];
+    let last_page = [0, 0, 0, 0x05, 0xf0, 0xff, 0xff, 0xff, 0x1f, 0, 0];
     let beyond = [&last_page[..], &[0x01, 0, 0]].concat();
     assert_eq!(refused(&[], &digest_with(&beyond)), Overflow(Field::Pages));
 }
