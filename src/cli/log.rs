@@ -2,7 +2,7 @@
 
 use crate::log::describe::{Kind, describe};
 use crate::log::entry::{Body, Entry};
-use crate::log::file::{Ending, LogReader};
+use crate::log::file::{Ending, LogError, LogReader};
 use crate::log::summary::{Basis, Rate, Summary};
 use crate::machine::digest::{Digest, REGISTER_NAMES};
 use crate::machine::doors::EndReason;
@@ -49,6 +49,7 @@ pub fn run(args: LogArgs) -> anyhow::Result<()> {
     };
     match shown {
         Err(error) if is_closed_pipe(&error) => Ok(()),
+        Err(error) if matches!(error.downcast_ref(), Some(LogError::Open { .. })) => Err(error), // names the file itself
         other => other.with_context(|| args.file.display().to_string()),
     }
 }
@@ -275,4 +276,218 @@ fn print_gaps(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "{label:>22} {count:>10} {}{part}", "█".repeat(eighths / 8))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::file::LogWriter;
+    use crate::machine::doors::ConsoleInput;
+    use crate::machine::instant::Instant;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        log: LogArgs,
+    }
+
+    fn args(line: &str) -> Result<LogArgs, clap::Error> {
+        let words = ["log", "FILE"].into_iter().chain(line.split_whitespace());
+        Cli::try_parse_from(words).map(|cli| cli.log)
+    }
+
+    fn log(close: bool) -> Vec<u8> {
+        let (name, command_line) = ("vm".to_string(), "mix \x1b[2J".to_string());
+        let image = vec![0; 3000];
+        let boot = Boot { name, memory_bytes: 64 << 20, command_line, boot_time_ns: 0, cpuid: Vec::new(), image };
+        let input = ConsoleInput { session: 0xbeef, offset: 0, bytes: b"q\x1b\n".to_vec() };
+        let digest = Digest {
+            memory: 1,
+            registers: [u64::MAX; 18],
+            system: 2,
+            fpu: 3,
+            devices: 4,
+            pages: vec![crate::machine::digest::PageCheck { page: 5, check: 6 }],
+        };
+        let entries = [
+            (0, 1000, Body::Tick),
+            (1, 1000, Body::Clock(500_000_000)),
+            (1, 1100, Body::Console(input)),
+            (2, 1100, Body::Output { length: 2, check: 0xab }),
+            (3, 1103, Body::Entropy(u64::MAX)),
+            (3, 1103, Body::Digest(Box::new(digest))),
+            (4, 1103, Body::End(EndReason::Exit(7))),
+        ];
+        let mut bytes = Vec::new();
+        let mut writer = LogWriter::new(&mut bytes, &boot).unwrap();
+        for (exits, polls, body) in entries {
+            writer.append(&Entry { at: Instant::new(exits, polls), body }).unwrap();
+        }
+        if close {
+            writer.close().unwrap()
+        } else {
+            drop(writer)
+        }
+        bytes
+    }
+
+    /// What is shown, and what is noted besides.
+    fn shown(line: &str, bytes: &[u8]) -> (String, String) {
+        let (mut out, mut notes) = (Vec::new(), Vec::new());
+        show(&args(line).unwrap(), LogReader::new(bytes).unwrap(), &mut out, &mut notes).unwrap();
+        (String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap())
+    }
+
+    #[test]
+    fn entries_are_a_line_each_with_control_characters_escaped() {
+        let (out, notes) = shown("", &log(true));
+        assert_eq!(
+            out.lines().collect::<Vec<_>>(),
+            [
+                r#"# guest "vm", 64 MiB of memory, image of 3 KiB, command line "mix \u{1b}[2J""#,
+                "       0                0:1000  tick",
+                "       1                1:1000  clock 0.500000000 s",
+                r#"       2                1:1100  console session 000000000000beef offset 0 "q\x1b\n""#,
+                "       3                2:1100  output 2 bytes check 000000ab",
+                "       4                3:1103  entropy 0xffffffffffffffff",
+                "       5                3:1103  digest memory 00000000000000000000000000000001 rip 0xffffffffffffffff 1 changed page",
+                "       6                4:1103  end the guest ended with code 7",
+            ]
+        );
+        assert_eq!(notes, "");
+    }
+
+    #[test]
+    fn from_and_count_choose_entries() {
+        let numbers = |line| -> Vec<u64> {
+            let (out, _) = shown(line, &log(true));
+            let lines = out.lines().filter(|line| !line.starts_with('#'));
+            lines.map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect()
+        };
+        assert_eq!(numbers("--from 2 --count 3"), [2, 3, 4]);
+        assert_eq!(numbers("--from 5"), [5, 6]);
+        assert_eq!(numbers("--count 1"), [0]);
+        assert!(numbers("--from 18446744073709551615 --count 9").is_empty());
+        assert!(args("--summary --from 1").is_err());
+    }
+
+    #[test]
+    fn json_is_one_object_a_line_with_every_detail() {
+        let (out, _) = shown("--json", &log(true));
+        let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let registers: Map<_, _> =
+            REGISTER_NAMES.map(|name| (name.to_string(), json!("ffffffffffffffff"))).into_iter().collect();
+        assert_eq!(
+            lines,
+            [
+                json!({"entry": 0, "exits": 0, "polls": 1000, "kind": "tick"}),
+                json!({"entry": 1, "exits": 1, "polls": 1000, "kind": "clock", "ns": 500_000_000}),
+                json!({"entry": 2, "exits": 1, "polls": 1100, "kind": "console", "session": "000000000000beef",
+                    "offset": 0, "bytes": "711b0a", "text": "q\\x1b\\n"}),
+                json!({"entry": 3, "exits": 2, "polls": 1100, "kind": "output", "length": 2, "check": "000000ab"}),
+                json!({"entry": 4, "exits": 3, "polls": 1103, "kind": "entropy", "value": "ffffffffffffffff"}),
+                json!({"entry": 5, "exits": 3, "polls": 1103, "kind": "digest",
+                    "memory": "00000000000000000000000000000001", "registers": registers,
+                    "system": "0000000000000002", "fpu": "0000000000000003", "devices": "0000000000000004",
+                    "pages": [[5, "0006"]]}),
+                json!({"entry": 6, "exits": 4, "polls": 1103, "kind": "end", "reason": "exit", "code": 7}),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_summary_accounts_for_every_entry_and_byte() {
+        let bytes = log(true);
+        let (out, _) = shown("--summary --json", &bytes);
+        let summary: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(summary["complete"], true);
+        assert_eq!(summary["file_bytes"], bytes.len());
+        assert_eq!(summary["entries"], 7);
+        let kinds = summary["kinds"].as_object().unwrap();
+        assert!(kinds.values().all(|kind| kind["entries"] == 1));
+        let sum: u64 = kinds.values().map(|kind| kind["bytes"].as_u64().unwrap()).sum();
+        assert_eq!(summary["entry_bytes"], sum);
+        // A tick of three bytes and a clock read of six in half a second.
+        assert_eq!(summary["rate"], json!({"bytes_per_s": 18.0, "span_ns": 500_000_000, "bytes": 9, "basis": "clock"}));
+        let gaps = json!([{"from_polls": 0, "entries": 4}, {"from_polls": 2, "entries": 1},
+            {"from_polls": 64, "entries": 1}, {"from_polls": 512, "entries": 1}]);
+        assert_eq!(summary["gaps"], gaps);
+    }
+
+    #[test]
+    fn the_summary_is_drawn_for_people() {
+        let (out, _) = shown("--summary", &log(true));
+        let has = |line: &str| assert!(out.lines().any(|l| l == line), "no line {line:?} in\n{out}");
+        has("complete");
+        has("tick              1             3          3.0");
+        has("18 bytes/s over 0.500 s of guest time, from boot to the last clock read");
+        has(&format!("{:>22} {:>10} {}", 0, 4, "█".repeat(50)));
+        has(&format!("{:>22} {:>10} {}▌", "≥ 2", 1, "█".repeat(12)));
+        has(&format!("{:>22} {:>10} ", "≥ 4", 0));
+        assert!(!out.contains("≥ 1024"), "empty buckets at the end are left out");
+    }
+
+    #[test]
+    fn an_incomplete_log_is_shown_and_called_so() {
+        let mut bytes = log(false);
+        let (out, notes) = shown("", &bytes);
+        assert_eq!(out.lines().count(), 8);
+        assert_eq!(notes, "the recording is incomplete: it was not closed, and ends after 7 entries\n");
+        bytes.pop();
+        let (out, notes) = shown("", &bytes);
+        assert_eq!(out.lines().count(), 1);
+        assert!(notes.contains("after 0 entries and ") && notes.contains(" bytes of a cut frame"), "{notes}");
+        let (out, _) = shown("--summary --json", &bytes);
+        let summary: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((&summary["complete"], &summary["file_bytes"]), (&json!(false), &json!(bytes.len())));
+    }
+
+    #[test]
+    fn what_is_good_before_the_damage_is_shown() {
+        let mut bytes = log(true);
+        let close_frame = bytes.len() - 32;
+        bytes[close_frame + 6] ^= 1;
+        let mut out = Vec::new();
+        let reader = LogReader::new(&bytes[..]).unwrap();
+        let error = show(&args("").unwrap(), reader, &mut out, io::sink()).unwrap_err();
+        assert!(!is_closed_pipe(&error));
+        assert!(error.is::<LogError>());
+        assert_eq!(String::from_utf8(out).unwrap().lines().count(), 8);
+    }
+
+    struct ClosedPipe;
+
+    impl Write for ClosedPipe {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_closed_pipe_is_told_from_trouble() {
+        for line in ["", "--json", "--summary", "--summary --json"] {
+            let bytes = log(true);
+            let reader = LogReader::new(&bytes[..]).unwrap();
+            let error = show(&args(line).unwrap(), reader, ClosedPipe, io::sink()).unwrap_err();
+            assert!(is_closed_pipe(&error), "{line}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn trouble_names_the_file_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (missing, damaged) = (dir.path().join("missing"), dir.path().join("damaged"));
+        std::fs::write(&damaged, &log(true)[1..]).unwrap();
+        for file in [missing, damaged, dir.path().to_owned()] {
+            let name = file.display().to_string();
+            let error = run(LogArgs { file, ..args("").unwrap() }).unwrap_err();
+            assert!(!is_closed_pipe(&error));
+            assert_eq!(format!("{error:#}").matches(&name).count(), 1, "{error:#}");
+        }
+    }
 }

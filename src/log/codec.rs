@@ -1,5 +1,5 @@
 //! The byte format of entries: one stream for file and logging channel, delta-coded against the
-//! entries before, so that encoder and decoder carry the same [`State`] through the whole log.
+//! entries before, so that encoder and decoder carry the same state through the whole log.
 //!
 //! ```text
 //! entry = tag, [exits delta], [polls delta], body

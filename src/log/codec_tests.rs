@@ -61,7 +61,7 @@ fn unencodable(entries: &[Entry]) -> CodecError {
     error
 }
 
-/// The examples of `docs/log-format.md`, in order, with the bytes given there.
+/// The examples of `docs/log-format.md`, in order, with their bytes.
 fn documented() -> Vec<(Entry, &'static [u8])> {
     let mut one = digest(pages([2, 3, 300]));
     one.registers[16] = 0x1000;
@@ -93,6 +93,22 @@ fn the_documented_examples_are_these_bytes() {
     let (entries, bytes): (Vec<_>, Vec<_>) = documented().into_iter().unzip();
     for ((entry, found), expected) in entries.iter().zip(encoded(&entries)).zip(bytes) {
         assert_eq!(found, expected, "{entry:?}: {found:02x?}");
+    }
+}
+
+#[test]
+fn the_documentation_shows_these_bytes() {
+    let document = include_str!("../../docs/log-format.md");
+    let (_, section) = document.split_once("\n## Examples\n").unwrap();
+    let rows = section.lines().take_while(|line| !line.starts_with("## ")).filter(|line| line.starts_with("| "));
+    let examples: Vec<&str> = rows.skip(2).collect();
+    assert_eq!(examples.len(), documented().len());
+    for (line, (entry, bytes)) in examples.into_iter().zip(documented()) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        assert!(cells[1].starts_with(&format!("{} ", entry.at)), "{line}");
+        let digits: String = cells[2].chars().filter(char::is_ascii_hexdigit).collect();
+        let expected: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digits, expected, "{line}");
     }
 }
 
@@ -205,7 +221,7 @@ fn bytes_that_are_no_entry_are_refused_by_name() {
     assert_eq!(refused(&[], &digest_with(&[0, 0, 0x20])), NotCanonical(Field::Registers));
     assert_eq!(refused(&[], &digest_with(&[1, 0, 0, 0x01])), NotCanonical(Field::Registers), "no difference");
     assert_eq!(refused(&[], &digest_with(&[0, 0, 0, 0x06, 0x10])), PageCount(1025));
-    let last_page = [0, 0, 0, 0x05, 0xf0, 0xff, 0xff, 0xff, 0xff & 0x1f, 0, 0];
+    let last_page = [0, 0, 0, 0x05, 0xf0, 0xff, 0xff, 0xff, 0x1f, 0, 0];
     let beyond = [&last_page[..], &[0x01, 0, 0]].concat();
     assert_eq!(refused(&[], &digest_with(&beyond)), Overflow(Field::Pages));
 }

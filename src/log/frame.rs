@@ -316,6 +316,12 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_is_at_most_one_kind() {
+        let known: Vec<u8> = (0..=255).filter(|byte| FrameKind::from_byte(*byte).is_some()).collect();
+        assert_eq!(known, FrameKind::ALL.map(|kind| kind as u8), "in ascending order, none twice, no others");
+    }
+
+    #[test]
     fn a_cut_frame_is_none_at_every_length() {
         let bytes = frame();
         for length in 0..bytes.len() {

@@ -70,7 +70,7 @@ pub fn measure_codec(mix: Mix, entries: u64, mut now_ns: impl FnMut() -> u64) ->
             let same = decoded.iter().zip(&turn).take_while(|(a, b)| a == b).count();
             return Err(MeasureError::Changed(rates.entries + same as u64));
         }
-        rates.entries += TURN as u64;
+        rates.entries += turn.len() as u64;
         rates.bytes += bytes.len() as u64;
     }
     Ok(rates)
