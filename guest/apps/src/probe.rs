@@ -93,6 +93,21 @@ pub fn backwards(_: &Args) -> u8 {
     0
 }
 
+/// `probe-flags [TIMES]`: enters ring 0 right behind a safepoint, with the flags as the safepoint left them, which the processor
+/// then stores on ring 0's stack. A trace of the limit in them would make the memory of a replay differ.
+pub fn flags(args: &Args) -> u8 {
+    let mut buffer = [0; 16];
+    // Known only at run time, and loaded by instructions that leave the flags alone. The gate makes no exit for it, so
+    // that many of these safepoints lie between two events of one and the same exit count.
+    let nothing = &mut buffer[..core::hint::black_box(0)];
+    for _ in 0..args.number_at(1).unwrap_or(10_000) {
+        safepoint();
+        gate::read(nothing);
+    }
+    println!("still here");
+    0
+}
+
 /// `probe-spin`: an endless loop at ring 3 without safepoints.
 pub fn spin(_: &Args) -> u8 {
     println!("spinning at ring 3");

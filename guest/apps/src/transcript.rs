@@ -44,7 +44,7 @@ impl Account {
 pub fn main(args: &Args) -> u8 {
     // A machine without a timer has no tick lines.
     let every = match (args.word(1), time::tick_ns()) {
-        (Some("tick"), period @ 1..) => TICK_NS.div_ceil(period),
+        (Some("tick"), period @ 1..) => ((TICK_NS + period / 2) / period).max(1),
         _ => u64::MAX,
     };
     let mut account = Account::default();
