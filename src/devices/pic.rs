@@ -37,7 +37,10 @@ impl ChipState {
     fn request(&self) -> Option<u8> {
         let blocking = if self.special_mask { self.isr & !self.imr } else { self.isr };
         let wanted = self.irr & !self.imr;
-        (0..8).map(|i| (self.top + i) & 7).take_while(|line| blocking & (1 << line) == 0).find(|l| wanted & (1 << l) != 0)
+        (0..8)
+            .map(|i| (self.top + i) & 7)
+            .take_while(|line| blocking & (1 << line) == 0)
+            .find(|l| wanted & (1 << l) != 0)
     }
 
     /// Puts `line` into service and returns its vector.

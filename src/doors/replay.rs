@@ -69,7 +69,12 @@ impl<S: Source> ReplayDoor<S> {
     }
 
     /// Takes the next entry for something that the machine does at `at`; `pick` says whether it is that.
-    fn meet<T>(&mut self, at: Instant, found: impl Fn() -> String, pick: impl Fn(&Body) -> Option<T>) -> Result<(u64, T), Halt> {
+    fn meet<T>(
+        &mut self,
+        at: Instant,
+        found: impl Fn() -> String,
+        pick: impl Fn(&Body) -> Option<T>,
+    ) -> Result<(u64, T), Halt> {
         let (number, entry) = self.source.next_entry(at)?;
         let picked = if entry.at == at { pick(&entry.body) } else { None };
         let Some(value) = picked else { return Err(diverged(number, at, entry, found())) };

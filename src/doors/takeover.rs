@@ -37,7 +37,8 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
 
     /// The log at its end gives way to the world.
     fn take_over(&mut self, at: Instant) -> Result<(), Halt> {
-        let (Who::Log(replay), Some(go_live)) = (std::mem::replace(&mut self.who, Who::Nobody), self.go_live.take()) else {
+        let (Who::Log(replay), Some(go_live)) = (std::mem::replace(&mut self.who, Who::Nobody), self.go_live.take())
+        else {
             return Err(Halt::EndOfLog(at));
         };
         self.who = Who::World(go_live(replay, at)?);
@@ -63,7 +64,9 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
     }
 }
 
-impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>, Halt>> Inputs for TakeoverDoor<S, L, F> {
+impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>, Halt>> Inputs
+    for TakeoverDoor<S, L, F>
+{
     fn clock(&mut self, at: Instant) -> Result<u64, Halt> {
         self.ask(at, |log| log.clock(at), |world| world.clock(at))
     }
@@ -85,7 +88,9 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
     }
 }
 
-impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>, Halt>> Outputs for TakeoverDoor<S, L, F> {
+impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>, Halt>> Outputs
+    for TakeoverDoor<S, L, F>
+{
     fn console(&mut self, at: Instant, bytes: &[u8]) -> Result<(), Halt> {
         self.ask(at, |log| log.console(at, bytes), |world| world.console(at, bytes))
     }

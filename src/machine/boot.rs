@@ -92,6 +92,7 @@ pub fn registers(entry: u64, reset: kvm_sregs) -> (kvm_regs, kvm_sregs) {
     let code = kvm_segment { selector: 0x08, ..segment(0xb, 1, 1) };
     let data = kvm_segment { selector: 0x10, ..segment(0x3, 1, 1) };
     let task = kvm_segment { limit: 0x67, g: 0, selector: 0x18, ..segment(0xb, 0, 0) };
-    let sregs = kvm_sregs { cs: code, ds: data, es: data, fs: data, gs: data, ss: data, tr: task, cr0: 0x11, cr4: 0, ..reset };
+    let sregs =
+        kvm_sregs { cs: code, ds: data, es: data, fs: data, gs: data, ss: data, tr: task, cr0: 0x11, cr4: 0, ..reset };
     (kvm_regs { rip: entry, rbx: START_INFO, rflags: 2, ..Default::default() }, sregs)
 }

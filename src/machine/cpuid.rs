@@ -142,7 +142,8 @@ mod tests {
     use super::*;
 
     fn host() -> CpuId {
-        let leaf = |function, eax, ebx, ecx, edx| kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() };
+        let leaf =
+            |function, eax, ebx, ecx, edx| kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() };
         CpuId::from_entries(&[
             leaf(0, 0x10, 1, 2, 3),
             leaf(1, 0x00b0_0f21, 0, !0, !0),

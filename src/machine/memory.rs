@@ -31,7 +31,8 @@ pub fn map(size: u64) -> Result<GuestMemoryMmap, MemoryError> {
     if !(MIN..=MAX).contains(&size) || !size.is_multiple_of(GRANULE) {
         return Err(MemoryError::Size(size));
     }
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size as usize)]).map_err(|source| MemoryError::Map { size, source })
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size as usize)])
+        .map_err(|source| MemoryError::Map { size, source })
 }
 
 /// The bytes of page number `page` as they are now, if it lies in memory. Only while the guest does not run.

@@ -1,8 +1,8 @@
 //! The KVM virtual machine and its one vCPU. A raw exit becomes an enum of our own here, and nothing outside knows KVM.
 
 use kvm_bindings::{
-    KVM_CAP_X86_MSR_FILTER, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, Msrs, kvm_interrupt, kvm_msr_entry, kvm_run,
-    kvm_userspace_memory_region,
+    KVM_CAP_X86_MSR_FILTER, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, Msrs, kvm_interrupt, kvm_msr_entry,
+    kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -32,7 +32,9 @@ const GUEST_MSRS: [(u32, u32); 4] = [
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// `/dev/kvm` does not open.
-    #[error("cannot open /dev/kvm: is this machine capable of KVM, is the module loaded, and may this user (group kvm) open it?")]
+    #[error(
+        "cannot open /dev/kvm: is this machine capable of KVM, is the module loaded, and may this user (group kvm) open it?"
+    )]
     Open(#[source] kvm_ioctls::Error),
     /// The host's KVM lacks something that lockstep needs.
     #[error("this host's KVM lacks {0}, which lockstep needs")]
@@ -227,8 +229,8 @@ impl Vcpu {
     pub fn registers(&self) -> Result<[u64; 18], KvmError> {
         let r = self.fd.get_regs().map_err(failed("KVM_GET_REGS"))?;
         Ok([
-            r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rip,
-            r.rflags,
+            r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
+            r.r15, r.rip, r.rflags,
         ])
     }
 
