@@ -1,0 +1,405 @@
+//! Where the vCPU thread, the log's acknowledgements and the console's connections meet.
+//!
+//! The vCPU thread [writes](Hub::output) and [takes](Hub::take_input); the acknowledgement path
+//! [releases](Hub::release), which frees output for clients and tells them which input is safe; the
+//! protocol says who is [live](Hub::go_live). Connections wait on two notifications: `changed` (there
+//! may be something to send) and `room` (the guest took input). One lock, held for a copy at most, and never
+//! while calling anything outside; nobody is woken by an output that is held.
+
+use super::history::{History, Read};
+use super::input::{InputError, InputTable};
+use super::status::{ConsoleStatus, Role};
+use super::wire::{Attach, Attached, Ended, NotLive, Refusal, Start};
+use crate::machine::doors::{ConsoleInput, EndReason};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+/// Called when input has been queued, on the thread that received it.
+pub type InputWaker = Box<dyn Fn() + Send + Sync>;
+
+/// Whether a live machine's outputs wait for a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Outputs of entries from this number on leave when they are [released](Hub::release).
+    HeldFrom(u64),
+    /// There is no backup: everything leaves at once.
+    Unprotected,
+}
+
+/// The meeting point. Starts as the hub of a machine that is not live.
+pub struct Hub {
+    vm: String,
+    host: String,
+    inner: Mutex<Inner>,
+    /// Bytes of input waiting for the guest, readable without the lock.
+    waiting_bytes: AtomicUsize,
+    changed: Notify,
+    room: Notify,
+}
+
+struct Inner {
+    live: Option<u64>,
+    role: Role,
+    peer: Option<String>,
+    history: History,
+    input: InputTable,
+    /// The guest's end, and the entry number it waits for.
+    ended: Option<(u64, Ended)>,
+    /// Entries below this number are released.
+    below_entry: u64,
+    /// Entries below this number are in the log, as far as the console has heard of any.
+    entries: u64,
+    waker: Option<Arc<InputWaker>>,
+    /// The connection that speaks for each attached session.
+    seats: BTreeMap<u64, u64>,
+    next_seat: u64,
+}
+
+/// An attached connection. Given back to [`Hub::detach`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Seat {
+    session: u64,
+    number: u64,
+}
+
+/// The answer to an attach.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Attached.
+    Attached(Seat, Attached),
+    /// This host does not run the machine now.
+    NotLive(NotLive),
+    /// Never.
+    Refused(Refusal),
+}
+
+/// What there is to send to an attached client.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Bytes from the asked position on are in the buffer.
+    Output,
+    /// Bytes up to this position are no longer kept.
+    Gap(u64),
+    /// Nothing now.
+    Wait,
+    /// The client has everything, and the guest has ended.
+    Ended(Ended),
+    /// The host is live no more.
+    NotLive(NotLive),
+    /// The connection is to be closed.
+    Refused(Refusal),
+}
+
+impl Hub {
+    /// The hub of a machine called `vm` on `host`, keeping `history_bytes` of output.
+    pub fn new(vm: impl Into<String>, host: impl Into<String>, history_bytes: usize) -> Self {
+        Hub {
+            vm: vm.into(),
+            host: host.into(),
+            inner: Mutex::new(Inner {
+                live: None,
+                role: Role::Backup,
+                peer: None,
+                history: History::new(history_bytes),
+                input: InputTable::default(),
+                ended: None,
+                below_entry: 0,
+                entries: 0,
+                waker: None,
+                seats: BTreeMap::new(),
+                next_seat: 0,
+            }),
+            waiting_bytes: AtomicUsize::new(0),
+            changed: Notify::new(),
+            room: Notify::new(),
+        }
+    }
+
+    // ---- the vCPU thread, live -------------------------------------------------------------
+
+    /// The guest wrote `bytes`, and log entry `entry` stands for it. Returns how many bytes are held
+    /// now, by which the caller bounds what a guest may run ahead.
+    pub fn output(&self, entry: u64, bytes: &[u8]) -> u64 {
+        let mut inner = self.lock();
+        let before = inner.history.released();
+        inner.entries = entry + 1;
+        inner.history.append(entry, bytes);
+        let (held, moved) = (inner.history.held_bytes(), inner.history.released() > before);
+        drop(inner);
+        if moved {
+            self.changed.notify_waiters();
+        }
+        held
+    }
+
+    /// Bytes of input that wait for the guest. Costs one load.
+    pub fn input_waiting(&self) -> usize {
+        self.waiting_bytes.load(Ordering::Acquire)
+    }
+
+    /// The next input for the guest, at most `max` bytes. To be [logged](Self::input_logged) before
+    /// the next is taken.
+    pub fn take_input(&self, max: usize) -> Option<ConsoleInput> {
+        if self.input_waiting() == 0 {
+            return None;
+        }
+        let mut inner = self.lock();
+        let input = inner.input.take(max);
+        self.publish_waiting(&inner);
+        drop(inner);
+        if input.is_some() {
+            self.room.notify_waiters();
+        }
+        input
+    }
+
+    /// Log entry `entry` carries what was taken.
+    pub fn input_logged(&self, input: &ConsoleInput, entry: u64) {
+        let mut inner = self.lock();
+        inner.entries = entry + 1;
+        let safe = inner.input.logged(input, entry);
+        drop(inner);
+        if safe {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// The guest ended, and log entry `entry` says so. Clients are told when that is released.
+    pub fn ended(&self, entry: u64, reason: &EndReason) {
+        self.lock().ended = Some((entry, Ended { reason: reason.to_string(), code: exit_code(reason) }));
+        self.changed.notify_waiters();
+    }
+
+    // ---- the vCPU thread, replaying ----------------------------------------------------------
+
+    /// The replay wrote `bytes`, which entry `entry` stands for. The log holds it, so it may leave
+    /// as soon as this host is live.
+    pub fn replayed_output(&self, entry: u64, bytes: &[u8]) {
+        let mut inner = self.lock();
+        inner.entries = entry + 1;
+        inner.history.append(entry, bytes);
+        inner.history.release_all();
+    }
+
+    /// The replay met `input` in log entry `entry`.
+    pub fn replayed_input(&self, input: &ConsoleInput, entry: u64) -> Result<(), InputError> {
+        let mut inner = self.lock();
+        inner.entries = entry.saturating_add(1);
+        inner.input.replayed(input, entry)
+    }
+
+    // ---- the acknowledgement path and the protocol -------------------------------------------
+
+    /// Everything in entries below `below_entry` is held by the backup: outputs leave, input is safe.
+    pub fn release(&self, below_entry: u64) {
+        let mut inner = self.lock();
+        let ended = inner.ended.as_ref().is_some_and(|&(entry, _)| entry < below_entry && entry >= inner.below_entry);
+        inner.below_entry = inner.below_entry.max(below_entry);
+        let moved = inner.history.release(below_entry) | inner.input.safe(below_entry) | ended;
+        drop(inner);
+        if moved {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// This host runs the machine now, in `generation`. What clients had queued elsewhere or before
+    /// and the log does not have, they send again.
+    pub fn go_live(&self, generation: u64, protection: Protection) {
+        let mut inner = self.lock();
+        inner.input.drop_queued();
+        self.publish_waiting(&inner);
+        inner.live = Some(generation);
+        inner.protect(protection);
+        inner.seats.clear();
+        drop(inner);
+        self.changed.notify_waiters();
+        self.room.notify_waiters();
+    }
+
+    /// The live machine has lost or got its backup.
+    pub fn set_protection(&self, protection: Protection) {
+        self.lock().protect(protection);
+        self.changed.notify_waiters();
+    }
+
+    /// This host does not run the machine (any more); attached clients are sent away.
+    pub fn not_live(&self, role: Role) {
+        let mut inner = self.lock();
+        inner.input.drop_queued();
+        self.publish_waiting(&inner);
+        inner.live = None;
+        inner.role = role;
+        inner.seats.clear();
+        drop(inner);
+        self.changed.notify_waiters();
+        self.room.notify_waiters();
+    }
+
+    /// Console port of the other host, which clients are told.
+    pub fn set_peer(&self, peer: Option<String>) {
+        self.lock().peer = peer;
+        self.changed.notify_waiters();
+    }
+
+    /// `waker` is called whenever input has been queued, on a server thread.
+    pub fn set_input_waker(&self, waker: InputWaker) {
+        self.lock().waker = Some(Arc::new(waker));
+    }
+
+    /// The console's figures.
+    pub fn console_status(&self) -> ConsoleStatus {
+        let inner = self.lock();
+        ConsoleStatus {
+            produced_bytes: inner.history.produced(),
+            released_bytes: inner.history.released(),
+            held_bytes: inner.history.held_bytes(),
+            outputs_held: inner.history.held_outputs() as u64,
+            clients: inner.seats.len() as u32,
+            input_queued_bytes: inner.input.waiting_bytes() as u64,
+        }
+    }
+
+    // ---- connections -------------------------------------------------------------------------
+
+    /// A client asks for the console.
+    pub fn attach(&self, attach: &Attach) -> Admission {
+        let mut inner = self.lock();
+        // A client that has seen a higher generation knows better than this host who is live.
+        let Some(generation) = inner.live.filter(|&generation| generation >= attach.generation) else {
+            return Admission::NotLive(inner.where_else());
+        };
+        let output_position = match attach.start {
+            Start::At(position) if position > inner.history.released() => {
+                return Admission::Refused(Refusal::OtherMachine);
+            }
+            Start::At(position) => position,
+            Start::Tail(bytes) => inner.history.tail(bytes),
+        };
+        let input_offset = match inner.input.attach(attach) {
+            Ok(offset) => offset,
+            Err(InputError::Forgotten(_)) => return Admission::Refused(Refusal::Forgotten),
+            Err(_) => return Admission::Refused(Refusal::OtherMachine),
+        };
+        self.publish_waiting(&inner);
+        let seat = Seat { session: attach.session, number: inner.next_seat };
+        inner.next_seat += 1;
+        let superseded = inner.seats.insert(seat.session, seat.number).is_some();
+        let (peer, entries) = (inner.peer.clone(), inner.entries.min(inner.below_entry));
+        drop(inner);
+        if superseded {
+            self.changed.notify_waiters();
+            self.room.notify_waiters();
+        }
+        let (vm, host) = (self.vm.clone(), self.host.clone());
+        Admission::Attached(seat, Attached { vm, host, generation, output_position, input_offset, entries, peer })
+    }
+
+    /// The connection is gone.
+    pub fn detach(&self, seat: &Seat) {
+        let mut inner = self.lock();
+        if inner.seats.get(&seat.session) == Some(&seat.number) {
+            inner.seats.remove(&seat.session);
+            inner.input.detach(seat.session);
+            self.publish_waiting(&inner);
+        }
+    }
+
+    /// The client typed. Returns how many of the bytes are dealt with; the rest waits for room.
+    pub fn offer(&self, seat: &Seat, offset: u64, bytes: &[u8]) -> Result<usize, InputError> {
+        let mut inner = self.lock();
+        if inner.seats.get(&seat.session) != Some(&seat.number) {
+            return Err(InputError::NotAttached(seat.session));
+        }
+        let before = inner.input.waiting_bytes();
+        let done = inner.input.offer(seat.session, offset, bytes)?;
+        let waker = if inner.input.waiting_bytes() > before { inner.waker.clone() } else { None };
+        self.publish_waiting(&inner);
+        drop(inner);
+        if let Some(waker) = waker {
+            waker();
+        }
+        Ok(done)
+    }
+
+    /// What to send next to a client that has output up to `position`; output goes to `buffer`, at
+    /// most `max` bytes.
+    pub fn step(&self, seat: &Seat, position: u64, max: usize, buffer: &mut Vec<u8>) -> Step {
+        let inner = self.lock();
+        if inner.live.is_none() {
+            return Step::NotLive(inner.where_else());
+        }
+        if inner.seats.get(&seat.session) != Some(&seat.number) {
+            return Step::Refused(Refusal::Superseded);
+        }
+        match inner.history.read(position, max, buffer) {
+            Read::Bytes(_) => Step::Output,
+            Read::Gap(to) => Step::Gap(to),
+            Read::Ahead => Step::Refused(Refusal::OtherMachine),
+            Read::Nothing => match &inner.ended {
+                Some((entry, ended)) if *entry < inner.below_entry && inner.history.held_bytes() == 0 => {
+                    Step::Ended(ended.clone())
+                }
+                _ => Step::Wait,
+            },
+        }
+    }
+
+    /// The offset below which the client's input is safe.
+    pub fn safe_offset(&self, seat: &Seat) -> u64 {
+        self.lock().input.safe_offset(seat.session)
+    }
+
+    /// Completes when there may be something to send. Enable it, look, then wait for it.
+    pub fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Completes when there may be room for input. Enable it, look, then wait for it.
+    pub fn room(&self) -> Notified<'_> {
+        self.room.notified()
+    }
+
+    /// A panic elsewhere leaves the tables consistent: they change by whole calls.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish_waiting(&self, inner: &Inner) {
+        self.waiting_bytes.store(inner.input.waiting_bytes(), Ordering::Release);
+    }
+}
+
+impl Inner {
+    fn protect(&mut self, protection: Protection) {
+        match protection {
+            Protection::Unprotected => {
+                self.below_entry = u64::MAX;
+                self.history.release(u64::MAX);
+                self.input.safe(u64::MAX);
+            }
+            Protection::HeldFrom(entry) => {
+                self.below_entry = entry;
+                self.history.hold_from(entry);
+                self.input.hold_from(entry);
+            }
+        }
+    }
+
+    fn where_else(&self) -> NotLive {
+        NotLive { role: self.role, peer: self.peer.clone() }
+    }
+}
+
+/// The exit code that stands for an end at a shell.
+fn exit_code(reason: &EndReason) -> u8 {
+    match reason {
+        EndReason::Exit(code) => *code,
+        EndReason::Stopped => 0,
+        EndReason::HaltedForever => 124,
+        EndReason::TripleFault => 125,
+        EndReason::CannotExecute(_) => 126,
+    }
+}
