@@ -77,7 +77,8 @@ impl<R: Read> Source for FileSource<R> {
 
     fn next_entry(&mut self, at: Instant) -> Result<(u64, &Entry), Halt> {
         if self.next.is_none() {
-            let entry = self.reader.next_entry().map_err(|e| Halt::Failed { what: "read the log", source: Box::new(e) })?;
+            let entry =
+                self.reader.next_entry().map_err(|e| Halt::Failed { what: "read the log", source: Box::new(e) })?;
             self.next = entry.map(|entry| (self.taken, entry));
         }
         if self.abandon.load(SeqCst) {
