@@ -160,12 +160,25 @@ fn transcript_accounts_for_every_line() {
     assert_eq!(code, 0);
 }
 
+/// The value in the exception report behind `name`.
+fn reported(said: &str, name: &str) -> Option<u64> {
+    let (_, rest) = said.split_once("guest exception: ")?.1.split_once(&format!("{name} "))?;
+    u64::from_str_radix(rest.get(..16)?, 16).ok()
+}
+
 #[test]
 fn exceptions_are_reported() {
-    for (how, vector) in [("null", 14), ("stack", 14), ("io", 13), ("ud", 6)] {
+    // Page fault error codes: 4 is a read, 6 a write, of a page that is not there, by ring 3.
+    for (how, vector, error_code) in [("null", 14, 4), ("stack", 14, 6), ("io", 13, 0), ("ud", 6, 0)] {
         let (said, code) = Qemu::builtin(&format!("probe-crash {how}")).finish();
-        assert!(said.contains(&format!("guest exception: vector {vector:016x}, ")), "{how}:\n{said}");
-        assert_eq!(code, 0x60 + vector, "{how}");
+        assert_eq!(reported(&said, "vector"), Some(vector), "{how}:\n{said}");
+        assert_eq!(reported(&said, "error code"), Some(error_code), "{how}:\n{said}");
+        assert_eq!(code as u64, 0x60 + vector, "{how}");
+        let address = reported(&said, "cr2").expect("a faulting address");
+        match how {
+            "stack" => assert_eq!(address >> 12, 0x100, "not in the stack's guard page:\n{said}"),
+            _ => assert_eq!(address, 0, "{how}:\n{said}"),
+        }
     }
     let (said, code) = Qemu::builtin("probe-crash panic").finish();
     assert!(said.contains("guest panicked at"), "{said}");
