@@ -10,8 +10,8 @@ pub fn crash(args: &Args) -> u8 {
     crate::USAGE
 }
 
-/// `probe-irqoff [TIMES]`: keeps interrupts off across many exits, for some three ticks, TIMES times over. However many ticks
-/// come meanwhile, exactly one is pending when interrupts go on again, and is taken before anything else happens.
+/// `probe-irqoff [TIMES]`: keeps interrupts off across many exits, for some three ticks, TIMES times over. However
+/// many ticks come meanwhile, exactly one is pending when interrupts go on again, and is taken before anything else.
 pub fn irqoff(args: &Args) -> u8 {
     let times = args.number_at(1).unwrap_or(3);
     // How many device reads take three ticks is the machine's business: double until they do. Where the clock itself
@@ -73,7 +73,7 @@ pub fn paravirtual_page(_: &Args) -> u8 {
     println!("clock goes on: {}", time::clock_ns() < time::clock_ns());
     // A doorbell without a safepoint, and safepoint pages that are no pages of RAM.
     write_u64(BASE + DOORBELL, 1);
-    for page in [1, 0xfff, BASE, 1 << 40, u64::MAX & !0xfff, u64::MAX] {
+    for page in [1, 0xfff, BASE, 1 << 40, !0xfff, u64::MAX] {
         write_u64(BASE + SAFEPOINT_PAGE, page);
     }
     write_u64(BASE + SAFEPOINT_PAGE, safepoint::page_address());
@@ -94,8 +94,8 @@ pub fn backwards(_: &Args) -> u8 {
     0
 }
 
-/// `probe-flags [TIMES]`: enters ring 0 right behind a safepoint, with the flags as the safepoint left them, which the processor
-/// then stores on ring 0's stack. A trace of the limit in them would make the memory of a replay differ.
+/// `probe-flags [TIMES]`: enters ring 0 right behind a safepoint, with the flags as the safepoint left them, which
+/// the processor then stores on ring 0's stack. A trace of the limit in them would make the memory of a replay differ.
 pub fn flags(args: &Args) -> u8 {
     let mut buffer = [0; 16];
     // Known only at run time, and loaded by instructions that leave the flags alone. The gate makes no exit for it, so

@@ -4,7 +4,7 @@
 //!
 //! | room | serves |
 //! | --- | --- |
-//! | [`safepoint`] | the points where the host may deliver an event |
+//! | [`mod@safepoint`] | the points where the host may deliver an event |
 //! | [`gate`] | the calls into ring 0 |
 //! | [`pv`] | the machine's paravirtual registers, or their absence |
 //! | [`memory`] | heap |
