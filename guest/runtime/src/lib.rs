@@ -1,4 +1,4 @@
-//! What a guest application stands on. The [nucleus](nucleus) boots the processor and keeps ring 0 to a
+//! What a guest application stands on. The [`nucleus`] boots the processor and keeps ring 0 to a
 //! few dozen instructions; everything else is Rust at ring 3, one room per service. An application is a
 //! `fn main(Args) -> u8` named in [`app!`]; it is the only thing that runs, with interrupts always on.
 //!
