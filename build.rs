@@ -25,13 +25,14 @@ fn main() {
     let target_dir = PathBuf::from(variable("OUT_DIR")).join("guest");
 
     // Its sources only: a `target` folder of somebody working in the guest changes nothing here.
-    for source in ["Cargo.toml", "Cargo.lock", "abi", "apps", "kernels", "line", "link", "runtime"] {
+    for source in ["Cargo.toml", "Cargo.lock", "abi", "apps", "kernels", "line", "link", "runtime", "examples"] {
         println!("cargo::rerun-if-changed={}", guest.join(source).display());
     }
 
     let mut cargo = Command::new(variable("CARGO"));
     cargo.current_dir(&guest);
-    cargo.args(["build", "--release", "--locked", "--package", "lockstep-apps", "--target", TARGET]);
+    cargo.args(["build", "--release", "--locked", "--target", TARGET]);
+    cargo.args(["--package", "lockstep-apps", "--package", "hello"]);
     cargo.arg("--target-dir").arg(&target_dir);
     for name in NOT_INHERITED {
         cargo.env_remove(name);
@@ -44,6 +45,8 @@ fn main() {
     let status = cargo.status().unwrap_or_else(|error| panic!("cannot run cargo for the guest: {error}"));
     assert!(status.success(), "the guest does not build ({status}); see cargo's messages above");
 
-    let image = target_dir.join(TARGET).join("release").join("lockstep-guest");
-    println!("cargo::rustc-env=LOCKSTEP_GUEST_ELF={}", image.display());
+    let images = target_dir.join(TARGET).join("release");
+    println!("cargo::rustc-env=LOCKSTEP_GUEST_ELF={}", images.join("lockstep-guest").display());
+    // For the test that boots the guide's example.
+    println!("cargo::rustc-env=LOCKSTEP_HELLO_ELF={}", images.join("hello").display());
 }

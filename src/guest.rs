@@ -15,7 +15,7 @@ pub struct App {
     pub about: &'static str,
 }
 
-/// The applications of [`IMAGE`].
+/// The applications of [`IMAGE`]. All take `hz=N`, the timer's ticks per second (19 to 1,000; 100 if not given; 0: none).
 pub const APPS: &[App] = &[
     App { name: "shell", arguments: "", about: "interactive commands" },
     App {
@@ -25,6 +25,15 @@ pub const APPS: &[App] = &[
     },
     App { name: "compute", arguments: "[rounds] [sha256|sort|matrix]…", about: "pure computation with safepoints" },
     App { name: "idle", arguments: "", about: "sleeps for ever" },
+    App { name: "transcript", arguments: "[tick]", about: "keeps an account of its input, line by line" },
+    App { name: "probe-crash", arguments: "triple|hlt|ud|loop|null|io|stack|panic", about: "ends badly" },
+    App { name: "probe-irqoff", arguments: "[times]", about: "keeps interrupts off across many exits" },
+    App { name: "probe-unclaimed", arguments: "", about: "reads and writes where nobody listens" },
+    App { name: "probe-pv", arguments: "", about: "misuses the paravirtual page" },
+    App { name: "probe-backwards", arguments: "", about: "sets the safepoint count back" },
+    App { name: "probe-flags", arguments: "[times]", about: "enters ring 0 with the flags a safepoint left" },
+    App { name: "probe-spin", arguments: "", about: "endless loop at ring 3 without safepoints" },
+    App { name: "probe-spin0", arguments: "", about: "endless loop at ring 0 with interrupts off" },
 ];
 
 /// The application of this name.

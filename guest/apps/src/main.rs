@@ -20,7 +20,7 @@ app!(main);
 type App = fn(&Args) -> u8;
 
 /// The applications by name. The root crate's `src/guest.rs` describes them in the same order, which a test checks.
-const APPS: [(&str, App); 12] = [
+const APPS: [(&str, App); 13] = [
     ("shell", shell::main),
     ("mix", mix::main),
     ("compute", compute::main),
@@ -31,6 +31,7 @@ const APPS: [(&str, App); 12] = [
     ("probe-unclaimed", probe::unclaimed),
     ("probe-pv", probe::paravirtual_page),
     ("probe-backwards", probe::backwards),
+    ("probe-flags", probe::flags),
     ("probe-spin", probe::spin),
     ("probe-spin0", probe::spin_at_ring_0),
 ];

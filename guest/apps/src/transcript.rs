@@ -1,8 +1,8 @@
-//! `transcript [tick]`: keeps an account of its input, for a checker that holds what was typed, what the console showed and
-//! the guest's own account together. No echo, so that the transcript consists of whole lines:
+//! `transcript [tick]`: keeps an account of its input, for a checker that holds what was typed, what the console
+//! showed and the guest's own account together. No echo, so that the transcript consists of whole lines:
 //!
-//! - for every line typed, `N: LINE sum=HASH`, where N counts from 1 and HASH is the FNV-1a (64 bits, hexadecimal) of all
-//!   bytes of all lines so far, each line followed by one line feed;
+//! - for every line typed, `N: LINE sum=HASH`, where N counts from 1 and HASH is the FNV-1a (64 bits, hexadecimal) of
+//!   all bytes of all lines so far, each line followed by one line feed;
 //! - with `tick`, every 100 ms in between, `tick N ms=CLOCK lines=N sum=HASH`;
 //! - at Ctrl-D, `end lines=N sum=HASH`, and the machine ends with code 0.
 //!
@@ -44,7 +44,7 @@ impl Account {
 pub fn main(args: &Args) -> u8 {
     // A machine without a timer has no tick lines.
     let every = match (args.word(1), time::tick_ns()) {
-        (Some("tick"), period @ 1..) => TICK_NS.div_ceil(period),
+        (Some("tick"), period @ 1..) => ((TICK_NS + period / 2) / period).max(1),
         _ => u64::MAX,
     };
     let mut account = Account::default();

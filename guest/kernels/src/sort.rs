@@ -33,7 +33,8 @@ fn sort_piece(mut values: &mut [u64], mut depth: u32, work: &mut usize, poll: &m
     }
 }
 
-/// Hoare's partition; every element left of the result is at most every element right of it, neither side empty.
+/// Hoare's partition; every element left of the result is at most every element from there on. Neither side is empty:
+/// of the three that the pivot is the median of, one behind the first is no greater, and one before the last no less.
 fn partition(values: &mut [u64], work: &mut usize, poll: &mut impl FnMut()) -> usize {
     let last = values.len() - 1;
     let (a, b, c) = (values[0], values[last / 2], values[last]);
@@ -48,8 +49,7 @@ fn partition(values: &mut [u64], work: &mut usize, poll: &mut impl FnMut()) -> u
             high -= 1;
         }
         if low >= high {
-            // With the pivot at the left end alone, nothing would be on that side.
-            return low.max(1);
+            return low;
         }
         values.swap(low, high);
         low += 1;

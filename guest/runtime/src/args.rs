@@ -1,8 +1,10 @@
 //! The command line: words for the application, and settings of the form `name=value` for whoever asks.
 
 use crate::single::Single;
+use core::ffi::{CStr, c_char};
 
-const MAX: usize = 1024;
+/// The longest command line in bytes; what is behind it is cut off.
+const MAX: usize = 4096;
 
 static KEPT: Single<([u8; MAX], usize)> = Single::new(([0; MAX], 0));
 
@@ -10,13 +12,15 @@ static KEPT: Single<([u8; MAX], usize)> = Single::new(([0; MAX], 0));
 ///
 /// # Safety
 /// `line` is null or points to a null-terminated string.
-pub(crate) unsafe fn keep(line: *const u8) {
-    let (bytes, length) = &mut *KEPT.borrow_mut();
-    // SAFETY: read up to the terminating null and no further.
-    while !line.is_null() && *length < MAX && unsafe { *line.add(*length) } != 0 {
-        bytes[*length] = unsafe { *line.add(*length) };
-        *length += 1;
+pub(crate) unsafe fn keep(line: *const c_char) {
+    if line.is_null() {
+        return;
     }
+    // SAFETY: the caller's promise.
+    let line = unsafe { CStr::from_ptr(line) }.to_bytes();
+    let (bytes, length) = &mut *KEPT.borrow_mut();
+    *length = line.len().min(MAX);
+    bytes[..*length].copy_from_slice(&line[..*length]);
 }
 
 /// The command line's words.

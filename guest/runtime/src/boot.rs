@@ -44,7 +44,7 @@ extern "C" fn runtime_start(start_info: *const StartInfo) -> ! {
         let info = &*start_info;
         assert!(info.magic == START_INFO_MAGIC && info.version >= 1, "no PVH start info with a memory map");
         (
-            info.command_line as *const u8,
+            info.command_line as *const core::ffi::c_char,
             core::slice::from_raw_parts(info.memory_map as *const MemoryRange, info.memory_map_entries as usize),
         )
     };

@@ -1,10 +1,10 @@
-//! What a guest application stands on. The [nucleus](nucleus) boots the processor and keeps ring 0 to a
+//! What a guest application stands on. The [`nucleus`] boots the processor and keeps ring 0 to a
 //! few dozen instructions; everything else is Rust at ring 3, one room per service. An application is a
 //! `fn main(Args) -> u8` named in [`app!`]; it is the only thing that runs, with interrupts always on.
 //!
 //! | room | serves |
 //! | --- | --- |
-//! | [`safepoint`] | the points where the host may deliver an event |
+//! | [`mod@safepoint`] | the points where the host may deliver an event |
 //! | [`gate`] | the calls into ring 0 |
 //! | [`pv`] | the machine's paravirtual registers, or their absence |
 //! | [`memory`] | heap |

@@ -1,4 +1,4 @@
-//! The five functions that compiled Rust expects from a C library. String instructions: fast on any processor of
+//! The six functions that compiled Rust expects from a C library. String instructions: fast on any processor of
 //! this century, and nothing can be delivered inside one, since events come only at safepoints and exits.
 
 use core::arch::naked_asm;
@@ -63,4 +63,11 @@ unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, bytes: usize) -> 
 #[unsafe(naked)]
 unsafe extern "C" fn bcmp(left: *const u8, right: *const u8, bytes: usize) -> i32 {
     naked_asm!("jmp {}", sym memcmp)
+}
+
+/// C's `strlen`.
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+unsafe extern "C" fn strlen(text: *const u8) -> usize {
+    naked_asm!("xor eax, eax", "mov rcx, -1", "repne scasb", "not rcx", "lea rax, [rcx - 1]", "ret")
 }

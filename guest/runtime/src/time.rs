@@ -19,7 +19,8 @@ pub(crate) fn init(hz: u64) {
     if hz == 0 {
         return;
     }
-    let divisor = PIT_HZ / hz.clamp(MIN_HZ, MAX_HZ);
+    let hz = hz.clamp(MIN_HZ, MAX_HZ);
+    let divisor = (PIT_HZ + hz / 2) / hz;
     gate::outb(port::PIT + 3, 0x34); // channel 0, low and high byte, mode 2 (rate generator)
     gate::outb(port::PIT, divisor as u8);
     gate::outb(port::PIT, (divisor >> 8) as u8);
