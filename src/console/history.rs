@@ -220,7 +220,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
         /// A client reads across failovers from two hosts that make the same bytes from the same
         /// log; it gets exactly the guest's stream, and nothing that the survivor will not have.
@@ -233,7 +233,7 @@ mod tests {
             let mut live = History::new(capacity);
             // The log holds outputs by length; `acknowledged` of its entries survive the live host.
             let (mut log, mut acknowledged) = (Vec::<usize>::new(), 0usize);
-            let (mut seen, mut skipped) = (0u64, 0u64);
+            let mut seen = 0u64;
             for (step, n) in steps {
                 match step {
                     0 | 1 => {
@@ -257,8 +257,7 @@ mod tests {
                                 }
                             }
                             Read::Gap(to) => {
-                                prop_assert!(to > seen && to + capacity as u64 <= live.released() + 1 + capacity as u64);
-                                skipped += to - seen;
+                                prop_assert!(to > seen && live.produced() - to >= capacity as u64, "a gap without need");
                                 seen = to;
                             }
                             Read::Nothing => prop_assert_eq!(seen, live.released()),
@@ -280,9 +279,6 @@ mod tests {
                 }
                 prop_assert!(live.released() <= log[..acknowledged].iter().sum::<usize>() as u64, "output rule");
                 prop_assert!(live.ring.len() <= capacity.max(live.held_bytes() as usize), "bounded");
-            }
-            if capacity >= 48 && log.iter().sum::<usize>() <= capacity {
-                prop_assert_eq!(skipped, 0);
             }
         }
     }

@@ -415,3 +415,99 @@ pub fn exit_code(reason: &EndReason) -> u8 {
         EndReason::CannotExecute(_) | EndReason::SafepointsWentBack => 126,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attach(session: u64, generation: u64) -> Attach {
+        Attach { session, start: Start::At(0), unacknowledged: 0, sent: 0, born: u64::MAX, generation }
+    }
+
+    fn seat(hub: &Hub, session: u64) -> Seat {
+        match hub.attach(&attach(session, 0)) {
+            Admission::Attached(seat, _) => seat,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_a_live_host_of_the_newest_generation_attaches() {
+        let hub = Hub::new("v", "h", 100);
+        hub.set_peer(Some("b:1".into()));
+        let elsewhere = Admission::NotLive(NotLive { role: Role::Backup, peer: Some("b:1".into()) });
+        assert_eq!(hub.attach(&attach(1, 0)), elsewhere);
+        hub.go_live(4, Protection::Unprotected);
+        assert_eq!(hub.attach(&attach(1, 5)), elsewhere, "somebody else has been live since");
+        assert!(matches!(hub.attach(&attach(1, 4)), Admission::Attached(_, attached) if attached.generation == 4));
+        hub.not_live(Role::Retired);
+        assert!(matches!(hub.attach(&attach(1, 4)), Admission::NotLive(NotLive { role: Role::Retired, .. })));
+    }
+
+    #[test]
+    fn a_position_or_input_that_this_machine_never_had_is_refused() {
+        let hub = Hub::new("v", "h", 100);
+        hub.go_live(1, Protection::HeldFrom(0));
+        hub.output(0, b"abc");
+        let ahead = Attach { start: Start::At(1), ..attach(1, 0) };
+        assert_eq!(hub.attach(&ahead), Admission::Refused(Refusal::OtherMachine));
+        let typed = Attach { unacknowledged: 1, sent: 1, ..attach(1, 0) };
+        assert_eq!(hub.attach(&typed), Admission::Refused(Refusal::OtherMachine));
+    }
+
+    #[test]
+    fn a_session_speaks_through_its_newest_connection_only() {
+        let hub = Hub::new("v", "h", 100);
+        hub.go_live(1, Protection::Unprotected);
+        let old = seat(&hub, 1);
+        assert_eq!(hub.offer(&old, 0, b"ab"), Ok(2));
+        let new = seat(&hub, 1);
+        assert_eq!(hub.input_waiting(), 0, "the new connection sends it again");
+        assert_eq!(hub.offer(&old, 0, b"ab"), Err(InputError::NotAttached(1)));
+        assert_eq!(hub.step(&old, 0, 10, &mut Vec::new()), Step::Refused(Refusal::Superseded));
+        hub.detach(&old);
+        assert_eq!(hub.offer(&new, 0, b"ab"), Ok(2));
+        assert_eq!(hub.console_status().clients, 1);
+        hub.detach(&new);
+        assert_eq!((hub.console_status().clients, hub.input_waiting()), (0, 0));
+    }
+
+    #[test]
+    fn the_end_is_told_after_the_last_output_and_its_own_release() {
+        let hub = Hub::new("v", "h", 100);
+        hub.go_live(1, Protection::HeldFrom(0));
+        let seat = seat(&hub, 1);
+        let step = |position| {
+            let mut buffer = Vec::new();
+            (hub.step(&seat, position, 100, &mut buffer), buffer)
+        };
+        hub.output(0, b"last");
+        hub.ended(1, &EndReason::Exit(9));
+        assert_eq!(step(0), (Step::Wait, vec![]));
+        hub.release(1);
+        assert_eq!(step(0), (Step::Output, b"last".to_vec()));
+        assert_eq!(step(4), (Step::Wait, vec![]));
+        hub.release(2);
+        assert_eq!(step(0).0, Step::Output);
+        assert!(matches!(step(4).0, Step::Ended(Ended { code: 9, .. })));
+    }
+
+    #[test]
+    fn a_replay_may_leave_once_live_and_what_follows_is_held() {
+        let hub = Hub::new("v", "h", 100);
+        hub.replayed_output(0, b"ab");
+        let input = ConsoleInput { session: 5, offset: 0, bytes: b"x".to_vec() };
+        hub.replayed_input(&input, 1).unwrap();
+        hub.go_live(2, Protection::HeldFrom(2));
+        assert_eq!(hub.output(2, b"cde"), 3);
+        let Admission::Attached(seat, attached) = hub.attach(&Attach { sent: 4, ..attach(5, 1) }) else {
+            panic!("refused")
+        };
+        assert_eq!((attached.input_offset, attached.entries, hub.safe_offset(&seat)), (1, 2, 1));
+        let mut buffer = Vec::new();
+        assert_eq!(hub.step(&seat, 0, 100, &mut buffer), Step::Output);
+        assert_eq!(buffer, b"ab");
+        hub.set_protection(Protection::Unprotected);
+        assert_eq!(hub.console_status().held_bytes, 0);
+    }
+}

@@ -177,3 +177,56 @@ impl Session {
         Err(SessionError::NotTyped { offset, first: self.unacknowledged, end })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attached(output_position: u64, input_offset: u64, generation: u64) -> Attached {
+        let (vm, host) = (String::new(), String::new());
+        Attached { vm, host, generation, output_position, input_offset, entries: 9, peer: None }
+    }
+
+    #[test]
+    fn output_seen_before_is_not_shown_again() {
+        let mut session = Session::new(1, Start::Tail(10));
+        session.attached(&attached(100, 0, 1)).unwrap();
+        assert_eq!(session.output(100, b"abc"), Ok((100, &b"abc"[..])));
+        assert_eq!(session.output(101, b"bcde"), Ok((103, &b"de"[..])));
+        assert_eq!(session.output(100, b"abc"), Ok((105, &b""[..])));
+        assert_eq!(session.output(106, b"x"), Err(SessionError::OutputJumps { expected: 105, found: 106 }));
+        assert_eq!((session.gap(104), session.gap(110)), (None, Some((105, 110))));
+        assert_eq!(session.attach().start, Start::At(110));
+    }
+
+    #[test]
+    fn input_is_sent_again_from_where_the_new_host_stands() {
+        let mut session = Session::new(1, Start::At(0));
+        assert_eq!((session.attach().unacknowledged, session.attach().sent, session.attach().born), (0, 0, u64::MAX));
+        session.attached(&attached(0, 0, 1)).unwrap();
+        session.typed(b"abcdef");
+        assert_eq!(session.next_input(4), Some((0, b"abcd".to_vec())));
+        session.input_safe(1).unwrap();
+        assert_eq!((session.attach().unacknowledged, session.attach().sent, session.attach().born), (1, 4, 9));
+        session.attached(&attached(0, 3, 2)).unwrap();
+        assert_eq!(session.next_input(64), Some((3, b"def".to_vec())));
+        assert_eq!(session.next_input(64), None);
+        session.input_safe(6).unwrap();
+        session.input_safe(5).unwrap();
+        assert_eq!((session.safe_offset(), session.room()), (6, Session::TYPED_MAX));
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        let mut session = Session::new(1, Start::At(0));
+        session.attached(&attached(0, 0, 5)).unwrap();
+        session.typed(b"ab");
+        let old = session.attached(&attached(0, 0, 4));
+        assert_eq!(old, Err(SessionError::OldGeneration { found: 4, seen: 5 }));
+        let unknown = session.attached(&attached(0, 3, 5));
+        assert_eq!(unknown, Err(SessionError::NotTyped { offset: 3, first: 0, end: 2 }));
+        let elsewhere = session.attached(&attached(7, 0, 5));
+        assert_eq!(elsewhere, Err(SessionError::OutputJumps { expected: 0, found: 7 }));
+        assert_eq!(session.input_safe(1), Err(SessionError::NotTyped { offset: 1, first: 0, end: 0 }));
+    }
+}

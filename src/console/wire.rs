@@ -432,8 +432,8 @@ mod tests {
         let mut payload = bincode::encode_to_vec(Command::Stop, CONFIG).unwrap();
         payload.push(0);
         frame::encode(kind::CONTROL, 0, &payload, &mut trailing);
-        let error = Reader::new(&trailing[..]).client_message().await;
-        assert!(matches!(error, Err(WireError::Trailing { kind: kind::CONTROL, bytes: 1 })));
+        let mut reader = Reader::new(&trailing[..]);
+        assert!(matches!(reader.client_message().await, Err(WireError::Trailing { kind: kind::CONTROL, bytes: 1 })));
 
         // A string that claims to be 4 GiB long is refused before anything is allocated for it.
         let mut huge = Vec::new();
