@@ -180,6 +180,12 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
         let cpu = cpuid::CpuKind::of(&boot.cpuid);
         let Side { me, hub, board, arbiter, keeping, control } = args.pair.side(&args.machine.name, &cpu).await?;
         let channel = listen(&args.channel, "--channel", "the backup").await?;
+        eprintln!(
+            "lockstep: primary of `{}`; logging channel {}, console {}",
+            me.vm(),
+            channel.local_addr()?,
+            control.local_addr()?
+        );
         let machine = primary::run(me, settings, boot, keeping, channel, hub.clone(), board.clone(), arbiter);
         let outcome = Side::serve(control, hub, board, machine).await?;
         say(&outcome);

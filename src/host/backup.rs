@@ -323,6 +323,10 @@ impl Driver {
                     world.stop();
                 }
             }
+            Action::Suspect(suspicion) if matches!(self.protocol.state(), State::Connecting { .. }) => {
+                // Nothing has run yet, and nothing is lost: it connects again.
+                tracing::debug!(primary = self.primary, "no primary yet: {suspicion}");
+            }
             Action::Suspect(suspicion) => tracing::warn!("the primary is given up: {suspicion}"),
             Action::Stop(reason) => {
                 tracing::info!("{reason}");
