@@ -100,7 +100,7 @@ async fn attached(args: ConsoleArgs) -> anyhow::Result<ExitCode> {
     let terminal = RawMode::enter().context("cannot set up the terminal")?;
     let (order, mut orders) = mpsc::channel(16);
     tokio::spawn(type_keys(client.keyboard(), terminal.is_some(), args.eof_quit, order));
-    let mut screen = Screen::new(args.quiet);
+    let mut screen = Screen::new(args.quiet, terminal.is_some());
     let mut typing = true;
     loop {
         tokio::select! {
@@ -170,6 +170,8 @@ async fn type_keys(keyboard: Keyboard, escapes: bool, eof_quit: bool, order: mps
 /// The person's screen: the guest's output, and our few words.
 struct Screen {
     quiet: bool,
+    /// Whether the escape key works.
+    keys: bool,
     stdout: tokio::io::Stdout,
     /// Address, host and generation of the present or last attachment.
     place: Option<(String, String, u64)>,
@@ -180,8 +182,8 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(quiet: bool) -> Self {
-        Screen { quiet, stdout: tokio::io::stdout(), place: None, search: None, at_line_start: true }
+    fn new(quiet: bool, keys: bool) -> Self {
+        Screen { quiet, keys, stdout: tokio::io::stdout(), place: None, search: None, at_line_start: true }
     }
 
     async fn show(&mut self, what: What) -> anyhow::Result<()> {
@@ -201,7 +203,10 @@ impl Screen {
                     (Some(_), Some(away)) => {
                         format!("moved to host {host}, generation {generation}, {} ms", away.as_millis())
                     }
-                    _ => format!("attached to {vm} on host {host}, generation {generation}; Ctrl-] ? for help"),
+                    _ => {
+                        let help = if self.keys { "; Ctrl-] ? for help" } else { "" };
+                        format!("attached to {vm} on host {host}, generation {generation}{help}")
+                    }
                 };
                 self.place = Some((address, host, generation));
                 self.say(&text).await
