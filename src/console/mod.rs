@@ -16,6 +16,7 @@ pub mod client;
 pub mod control;
 mod dial;
 pub mod frame;
+pub mod held_times;
 pub mod history;
 pub mod hub;
 pub mod input;
