@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, each with its arguments and a `run`.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
+pub mod bench;
 pub mod console;
 pub mod interrupts;
 pub mod log;
@@ -41,6 +42,7 @@ enum Command {
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
     Stop(stop::StopArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Carries out what was asked for.
@@ -55,6 +57,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
         Command::Stop(args) => stop::run(args),
+        Command::Bench(args) => bench::run(args),
     }
 }
 

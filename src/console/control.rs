@@ -55,9 +55,8 @@ pub struct Watch {
 impl Watch {
     /// Connects to the host at `address`.
     pub async fn connect(address: &str, patience: Duration) -> Result<Self, RequestError> {
-        let (reader, writer) = open(address, patience)
-            .await
-            .map_err(|why| RequestError { address: address.into(), why: why.into() })?;
+        let (reader, writer) =
+            open(address, patience).await.map_err(|why| RequestError { address: address.into(), why: why.into() })?;
         Ok(Watch { address: address.into(), reader, writer, patience })
     }
 
