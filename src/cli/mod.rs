@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
 pub mod console;
+pub mod demo;
 pub mod interrupts;
 pub mod log;
 pub mod machine_args;
@@ -41,6 +42,7 @@ enum Command {
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
     Stop(stop::StopArgs),
+    Demo(demo::DemoArgs),
 }
 
 /// Carries out what was asked for.
@@ -55,6 +57,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
         Command::Stop(args) => stop::run(args),
+        Command::Demo(args) => demo::run(args),
     }
 }
 
