@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod console;
+pub mod demo;
 pub mod interrupts;
 pub mod log;
 pub mod machine_args;
@@ -43,6 +44,7 @@ enum Command {
     Status(status::StatusArgs),
     Stop(stop::StopArgs),
     Bench(bench::BenchArgs),
+    Demo(demo::DemoArgs),
 }
 
 /// Carries out what was asked for.
@@ -58,6 +60,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(args),
         Command::Stop(args) => stop::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Demo(args) => demo::run(args),
     }
 }
 

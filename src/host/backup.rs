@@ -357,7 +357,9 @@ impl Driver {
             let (began, digest_every_ns) = (self.began, self.keeping.digest_every_ns);
             move |replay: ReplayDoor<IncomingSource>, _| {
                 let encoder = encoder.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-                let shown_ns = replay.tally().clock_ns;
+                // What the guest has read bounds its clock from below; a guest that has not looked lately may find it
+                // as late as its primary said it was. The rest, the time that the failover took, it catches up with.
+                let shown_ns = replay.tally().clock_ns.max(clock.guest_ns.load(SeqCst));
                 let world = World::new(safepoints, shown_ns, clock.due(began.elapsed().as_nanos() as u64));
                 let entries = encoder.entries();
                 let outgoing = Outgoing::new(encoder, entries);
@@ -517,10 +519,7 @@ impl Driver {
     fn drop_replica(&mut self) {
         if let Some(replica) = self.replica.take() {
             replica.incoming.abandon();
-            tokio::spawn(async move {
-                let mut vcpu = replica.vcpu;
-                super::vcpu_thread::stop(Some(replica.thread), &mut vcpu).await;
-            });
+            tokio::spawn(super::vcpu_thread::stop(Some(replica.thread)));
         }
     }
 
@@ -540,7 +539,7 @@ impl Driver {
                 world.abandon();
                 world.end();
             }
-            super::vcpu_thread::stop(Some(replica.thread), &mut replica.vcpu).await;
+            super::vcpu_thread::stop(Some(replica.thread)).await;
             reason = replica.ended;
             if let Some(keeper) = replica.keeper.take() {
                 let path = keeper.path().to_owned();

@@ -16,6 +16,7 @@ use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
 use super::{HostError, Keeping, Outcome, system};
 use crate::arbiter::Arbiter;
+use crate::backends::clock::wall_clock_ns;
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
 use crate::console::hub::{Hub, Protection};
@@ -59,7 +60,9 @@ struct Driver {
     broken: bool,
     /// The entries that the protocol is being told about.
     batch: Batch,
-    boot: Vec<u8>,
+    boot: Boot,
+    /// As the backup gets it.
+    boot_bytes: Vec<u8>,
     keeper: Option<Keeper>,
     outgoing: Arc<Outgoing>,
     world: Arc<World>,
@@ -69,7 +72,7 @@ struct Driver {
     referee: Referee,
     machine: Option<Machine>,
     thread: Option<VcpuThread<()>>,
-    digest_every_ns: u64,
+    keeping: Keeping,
     done: mpsc::UnboundedSender<Done>,
     ended: Option<EndReason>,
     stopped: Option<StopReason>,
@@ -105,8 +108,9 @@ pub async fn run(
         connection: None,
         broken: false,
         batch: Batch::default(),
-        boot: encode_boot(&boot)?,
-        keeper,
+        boot_bytes: encode_boot(&boot)?,
+        boot,
+        keeper: None,
         outgoing: Outgoing::new(Encoder::new(), 0),
         world: world.clone(),
         safepoints,
@@ -115,7 +119,7 @@ pub async fn run(
         referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
         machine: Some(machine),
         thread: None,
-        digest_every_ns: keeping.digest_every_ns,
+        keeping,
         done,
         ended: None,
         stopped: None,
@@ -123,7 +127,7 @@ pub async fn run(
     };
     hub.set_input_waker(Box::new(move || world.input_waits()));
     let result = driver.drive(&listener, &mut vcpu).await;
-    driver.finish(&mut vcpu, result).await
+    driver.finish(result).await
 }
 
 impl Driver {
@@ -203,8 +207,11 @@ impl Driver {
     fn perform(&mut self, action: Action) -> Result<(), HostError> {
         match action {
             Action::Send(message) => {
+                if message == Message::Boot {
+                    self.set_boot_time()?;
+                }
                 let bulk = match &message {
-                    Message::Boot => self.boot.as_slice(),
+                    Message::Boot => self.boot_bytes.as_slice(),
                     Message::Entries { .. } => self.batch.bytes.as_slice(),
                     _ => &[],
                 };
@@ -238,7 +245,27 @@ impl Driver {
         Ok(())
     }
 
+    /// The guest boots now, however long its backup was awaited: the boot that the log starts from says so.
+    fn set_boot_time(&mut self) -> Result<(), HostError> {
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        self.boot.boot_time_ns = wall_clock_ns();
+        machine.set_boot_time(self.boot.boot_time_ns);
+        self.world.start_clock();
+        self.boot_bytes = encode_boot(&self.boot)?;
+        let (boot, limit) = (&self.boot, self.keeping.limit_bytes);
+        self.keeper = self
+            .keeping
+            .file
+            .clone()
+            .map(|path| Keeper::create(&path, boot, limit).map_err(|source| HostError::Keep { path, source }))
+            .transpose()?;
+        Ok(())
+    }
+
     fn start_guest(&mut self) -> Result<(), HostError> {
+        if self.protocol.peer().is_none() {
+            self.set_boot_time()?;
+        }
         let Some(mut machine) = self.machine.take() else { return Ok(()) };
         let generation = self.protocol.generation();
         let protection =
@@ -248,7 +275,7 @@ impl Driver {
         tracing::info!(generation, ?protection, "the guest starts");
         let (world, hub) = (self.world.clone(), self.hub.clone());
         let log = OutgoingLog(self.outgoing.clone());
-        let (digest_every_ns, done) = (self.digest_every_ns, self.done.clone());
+        let (digest_every_ns, done) = (self.keeping.digest_every_ns, self.done.clone());
         self.thread = Some(
             VcpuThread::spawn(move || {
                 ordinary_this_thread();
@@ -377,11 +404,7 @@ impl Driver {
     }
 
     /// Stops the vCPU thread, whatever it does, and closes what is open.
-    async fn finish(
-        mut self,
-        vcpu: &mut mpsc::UnboundedReceiver<Done>,
-        result: Result<(), HostError>,
-    ) -> Result<Outcome, HostError> {
+    async fn finish(mut self, result: Result<(), HostError>) -> Result<Outcome, HostError> {
         let clean = self.ended.is_some() && matches!(self.stopped, Some(StopReason::Ended));
         if !clean {
             self.hub.not_live(Role::Retired);
@@ -394,7 +417,7 @@ impl Driver {
         self.outgoing.close();
         self.world.abandon();
         self.world.end();
-        super::vcpu_thread::stop(self.thread.take(), vcpu).await;
+        super::vcpu_thread::stop(self.thread.take()).await;
         self.report();
         if let Some(keeper) = self.keeper.take() {
             let path = keeper.path().to_owned();
