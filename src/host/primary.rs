@@ -144,7 +144,8 @@ impl Driver {
             let time = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
+                    // Nothing is due; the board is kept fresh all the same.
+                    None => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             };
             let protected = *self.protocol.state() == State::Protected && self.ended.is_none();
