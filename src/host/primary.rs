@@ -97,6 +97,7 @@ pub async fn run(
     let (done, mut vcpu) = mpsc::unbounded_channel();
     let keeper = keeping
         .file
+        .clone()
         .map(|path| {
             Keeper::create(&path, &boot, keeping.limit_bytes).map_err(|source| HostError::Keep { path, source })
         })
