@@ -437,7 +437,7 @@ impl World {
                 self.send(B, &message, bulk);
             }
             backup::Action::Disconnect => {
-                if self.plant != Plant::AckAfterSuspicion {
+                if self.plant != Plant::AckAfterSuspicion || !self.gave_up() {
                     self.hang_up(B);
                 }
             }
