@@ -118,6 +118,17 @@ fn a_goodbye_ends_it_after_the_replay_and_without_the_arbiter() {
 }
 
 #[test]
+fn a_goodbye_that_counts_other_entries_is_no_orderly_end() {
+    for entries_there in [2, 4] {
+        let mut backup = following();
+        on(&mut backup, 1, entries(0, 3, 70));
+        let goodbye = Goodbye::Ended { entries: entries_there };
+        let given_up = on(&mut backup, 2, Input::Received(Message::Goodbye(goodbye)));
+        assert_eq!(given_up, [Disconnect, Suspect(Suspicion::Left(goodbye)), Ask(CLAIM_2)]);
+    }
+}
+
+#[test]
 fn a_guest_that_ended_in_replay_waits_for_the_goodbye_or_takes_over() {
     let mut backup = following();
     on(&mut backup, 1, entries(0, 3, 70));
