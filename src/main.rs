@@ -1,3 +1,24 @@
 //! Arguments to subcommands, nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use lockstep::cli;
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| "lockstep=warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    match cli::run(cli::Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line: what could not be done, and why.
+            eprintln!("lockstep: {error:#}");
+            ExitCode::from(cli::FAILED)
+        }
+    }
+}

@@ -433,23 +433,44 @@ impl Core {
             position: attached.output_position,
             away: lost_at.map(|at| heard - at),
         }));
-        let mut over = false;
+        let (mut over, mut mute) = (false, false);
         let (mut out, mut written) = (Vec::new(), 0);
         let mut dials: Option<Dials> = None;
         loop {
-            if out.is_empty() && dials.is_none() {
+            if out.is_empty() && dials.is_none() && !mute {
                 if let Some((offset, bytes)) = self.session.next_input(DATA_MAX) {
                     ClientMessage::Input { offset, bytes: &bytes }.encode(&mut out);
                 } else if spoke.elapsed() >= KEEP_ALIVE {
                     ClientMessage::KeepAlive.encode(&mut out);
                 }
             }
-            let suspect_at = heard + if dials.is_none() { timing.suspect } else { timing.silence };
-            let wake_at =
-                if dials.is_none() && out.is_empty() { suspect_at.min(spoke + KEEP_ALIVE) } else { suspect_at };
+            let can_suspect = dials.is_none() && self.addresses.len() > 1;
+            let suspect_at = heard + if can_suspect { timing.suspect } else { timing.silence };
+            let wake_at = if dials.is_none() && out.is_empty() && !mute {
+                suspect_at.min(spoke + KEEP_ALIVE)
+            } else {
+                suspect_at
+            };
             tokio::select! {
+                // What is typed comes first: it is bounded by its acknowledgements, output is not.
                 biased;
                 () = events.closed() => return Outcome::Over,
+                result = writer.write(&out[written..]), if !out.is_empty() => match result {
+                    Ok(bytes) => {
+                        written += bytes;
+                        spoke = Instant::now();
+                        if written == out.len() {
+                            out.clear();
+                            written = 0;
+                        }
+                    }
+                    // What the host said before it went may still be read, and tells the reason.
+                    Err(_) => {
+                        mute = true;
+                        out.clear();
+                    }
+                },
+                Some(bytes) = self.typed.recv(), if self.session.room() >= Keyboard::PIECE_MAX => self.session.typed(&bytes),
                 permit = events.reserve(), if waiting.is_some() => {
                     if let (Ok(permit), Some(event)) = (permit, waiting.take()) {
                         permit.send(event);
@@ -475,25 +496,17 @@ impl Core {
                         Err(lost) => return Outcome::Lost(lost, heard),
                     }
                 }
-                result = writer.write(&out[written..]), if !out.is_empty() => match result {
-                    Ok(bytes) => {
-                        written += bytes;
-                        spoke = Instant::now();
-                        if written == out.len() {
-                            out.clear();
-                            written = 0;
-                        }
-                    }
-                    Err(error) => return Outcome::Lost(WireError::Io(error).into(), Instant::now()),
-                },
                 link = attached_elsewhere(&mut dials) => return Outcome::Moved(link, heard),
-                Some(bytes) = self.typed.recv(), if self.session.room() >= Keyboard::PIECE_MAX => self.session.typed(&bytes),
                 () = sleep_until(wake_at) => {
-                    if waiting.is_some() || heard.elapsed() < timing.suspect {
+                    if waiting.is_some() {
+                        heard = Instant::now();
                         continue;
                     }
                     if heard.elapsed() >= timing.silence {
                         return Outcome::Lost(Lost::Silent, heard);
+                    }
+                    if heard.elapsed() < timing.suspect || self.addresses.len() == 1 {
+                        continue;
                     }
                     let others = self.addresses.iter().filter(|&other| *other != address);
                     dials.get_or_insert_with(|| Dials::start(others, self.session.attach(), timing));

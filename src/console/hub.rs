@@ -42,6 +42,8 @@ pub struct Hub {
 
 struct Inner {
     live: Option<u64>,
+    /// The protocol lets nothing leave at all.
+    on_hold: bool,
     role: Role,
     peer: Option<String>,
     history: History,
@@ -101,6 +103,7 @@ impl Hub {
             host: host.into(),
             inner: Mutex::new(Inner {
                 live: None,
+                on_hold: false,
                 role: Role::Backup,
                 peer: None,
                 history: History::new(history_bytes),
@@ -219,6 +222,11 @@ impl Hub {
         self.room.notify_waiters();
     }
 
+    /// Nothing leaves until the next [`set_protection`](Self::set_protection), not even what was released and is not sent yet.
+    pub fn hold(&self) {
+        self.lock().on_hold = true;
+    }
+
     /// The live machine has lost or got its backup.
     pub fn set_protection(&self, protection: Protection) {
         self.lock().protect(protection);
@@ -334,6 +342,9 @@ impl Hub {
         if inner.seats.get(&seat.session) != Some(&seat.number) {
             return Step::Refused(Refusal::Superseded);
         }
+        if inner.on_hold {
+            return Step::Wait;
+        }
         match inner.history.read(position, max, buffer) {
             Read::Bytes(_) => Step::Output,
             Read::Gap(to) => Step::Gap(to),
@@ -374,6 +385,7 @@ impl Hub {
 
 impl Inner {
     fn protect(&mut self, protection: Protection) {
+        self.on_hold = false;
         match protection {
             Protection::Unprotected => {
                 self.below_entry = u64::MAX;
@@ -394,13 +406,13 @@ impl Inner {
 }
 
 /// The exit code that stands for an end at a shell.
-fn exit_code(reason: &EndReason) -> u8 {
+pub fn exit_code(reason: &EndReason) -> u8 {
     match reason {
         EndReason::Exit(code) => *code,
         EndReason::Stopped => 0,
         EndReason::HaltedForever => 124,
         EndReason::TripleFault => 125,
-        EndReason::CannotExecute(_) => 126,
+        EndReason::CannotExecute(_) | EndReason::SafepointsWentBack => 126,
     }
 }
 

@@ -15,7 +15,6 @@
 pub mod client;
 pub mod control;
 mod dial;
-pub mod frame;
 pub mod history;
 pub mod hub;
 pub mod input;

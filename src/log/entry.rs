@@ -37,3 +37,8 @@ pub enum Body {
     /// The guest ended here. Always the last entry.
     End(EndReason),
 }
+
+/// The check of an [`Output`](Body::Output) entry: low 32 bits of the XXH3 of the bytes.
+pub fn output_check(bytes: &[u8]) -> u32 {
+    xxhash_rust::xxh3::xxh3_64(bytes) as u32
+}

@@ -126,6 +126,8 @@ pub enum EndReason {
     HaltedForever,
     /// The guest's processor shut down (triple fault).
     TripleFault,
+    /// The guest's safepoint count went backwards: it does not keep the safepoint page's rules.
+    SafepointsWentBack,
     /// The host's KVM could not run an instruction of the guest; the instruction pointer.
     CannotExecute(u64),
 }
@@ -137,6 +139,7 @@ impl std::fmt::Display for EndReason {
             EndReason::Stopped => write!(f, "the machine was stopped"),
             EndReason::HaltedForever => write!(f, "the guest halted with interrupts off"),
             EndReason::TripleFault => write!(f, "the guest's processor shut down (triple fault)"),
+            EndReason::SafepointsWentBack => write!(f, "the guest's safepoint count went backwards"),
             EndReason::CannotExecute(rip) => write!(f, "KVM cannot execute the guest's instruction at {rip:#x}"),
         }
     }

@@ -1,0 +1,96 @@
+//! The arbiter: who may live. One register per VM holds the generation and the host that won it; whoever
+//! suspects the other side must move it from the pair's generation to the next before it goes on alone.
+//! Of two that try, one wins.
+//!
+//! [`register`] keeps the registers as files on storage that both hosts reach. A quorum service can stand behind the
+//! same trait.
+
+pub mod register;
+
+use std::path::PathBuf;
+
+/// What a register holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// The generation; it only grows.
+    pub generation: u64,
+    /// Random number of the process that won it.
+    pub host: u64,
+    /// Name of its host, for people; see [`is_name`].
+    pub host_name: String,
+}
+
+/// The most bytes in the name of a VM or a host: with an ending it must still do for a file.
+pub const MAX_NAME: usize = 200;
+
+/// Whether this can be the name of a host: 1 to [`MAX_NAME`] bytes, no control characters. A VM's name must have no `/`
+/// either.
+pub fn is_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len()) && !name.chars().any(char::is_control)
+}
+
+/// The outcome of a compare-and-set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// The register holds the claim, durably: it was set now, or by an earlier call.
+    Won,
+    /// The register holds something else: this, or nothing at all.
+    Lost(Option<Claim>),
+}
+
+/// Why there is no verdict. The register may or may not have been set.
+#[derive(Debug, thiserror::Error)]
+pub enum ArbiterError {
+    /// The storage does not do what it should.
+    #[error("cannot {what} {}", path.display())]
+    Storage {
+        /// What was tried.
+        what: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The register cannot be read. Somebody must look at it: it is never taken for an empty one.
+    #[error("the register {} is damaged: {flaw}", path.display())]
+    Corrupt {
+        /// The register.
+        path: PathBuf,
+        /// What is wrong with it.
+        flaw: register::Flaw,
+    },
+    /// A name that cannot be a register's or a host's.
+    #[error(
+        "`{name}` cannot be the name of a VM or a host: 1 to {MAX_NAME} bytes, no control characters, a VM also no `/`"
+    )]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A claim must be on a larger generation than the one it replaces.
+    #[error("generation {claimed} does not follow {expected}")]
+    Order {
+        /// The generation expected.
+        expected: u64,
+        /// The generation claimed.
+        claimed: u64,
+    },
+}
+
+/// Who may live.
+///
+/// Calls may block for as long as the storage does (a dead NFS server: for ever). So they are made on a thread of
+/// their own, with a deadline after which the outcome counts as unknown; asking again is safe.
+pub trait Arbiter: Send + Sync {
+    /// What the register of `vm` holds.
+    fn read(&self, vm: &str) -> Result<Option<Claim>, ArbiterError>;
+
+    /// Sets the register of `vm` to `claim` if it holds the generation `expected` (`None`: if there is none).
+    /// Atomic among all hosts and durable when it returns [`Verdict::Won`]. The same claim may be made any number of
+    /// times: a register that holds it already counts as won.
+    fn compare_and_set(&self, vm: &str, expected: Option<u64>, claim: &Claim) -> Result<Verdict, ArbiterError>;
+
+    /// Where the registers are, for people.
+    fn location(&self) -> String;
+}

@@ -1,0 +1,207 @@
+//! Where the world's threads and the vCPU thread meet: timer ticks, waiting console input, requests to stop.
+//!
+//! Whoever brings something sets its flag and *rings*: the guest stops at its next safepoint, or wakes from its halt. The vCPU
+//! thread sets the limit first and looks at the flags afterwards, so a ring between the two is not lost.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::clock::GuestClock;
+use super::priority::prefer_this_thread;
+use crate::machine::safepoint::Safepoints;
+
+/// What is due.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Due {
+    /// The timer ticked.
+    pub tick: bool,
+    /// Console input waits.
+    pub input: bool,
+    /// The machine shall stop here.
+    pub stop: bool,
+}
+
+#[derive(Default)]
+struct State {
+    due: Due,
+    /// Period of the guest's timer as the vCPU thread saw it last; 0: off.
+    period_ns: u64,
+    ended: bool,
+}
+
+/// The meeting point of one machine.
+pub struct World {
+    began: Instant,
+    safepoints: Safepoints,
+    clock: Mutex<GuestClock>,
+    state: Mutex<State>,
+    /// Something became due: wakes an idle vCPU thread.
+    woken: Condvar,
+    /// The timer was reprogrammed: wakes the timer thread.
+    reprogrammed: Condvar,
+    /// Mirrors "something is due", so that an exit at which nothing is costs no lock.
+    anything: AtomicBool,
+    /// The period that the timer thread knows.
+    period_ns: AtomicU64,
+    abandoned: AtomicBool,
+    /// How much of its time the guest has to give away, in per mille.
+    slow_down_per_mille: AtomicU64,
+    last_slow_down_ns: AtomicU64,
+}
+
+impl World {
+    /// The meeting point of the machine with these safepoints, and its timer thread. Its clock shows `shown_ns` now, and should
+    /// show `due_ns` (see [`GuestClock`]).
+    pub fn new(safepoints: Safepoints, shown_ns: u64, due_ns: u64) -> Arc<Self> {
+        let world = Arc::new(World {
+            began: Instant::now(),
+            safepoints,
+            clock: Mutex::new(GuestClock::starting_at(shown_ns, due_ns, 0)),
+            state: Mutex::new(State::default()),
+            woken: Condvar::new(),
+            reprogrammed: Condvar::new(),
+            anything: AtomicBool::new(false),
+            period_ns: AtomicU64::new(0),
+            abandoned: AtomicBool::new(false),
+            slow_down_per_mille: AtomicU64::new(0),
+            last_slow_down_ns: AtomicU64::new(0),
+        });
+        let timer = Arc::downgrade(&world);
+        thread::Builder::new().name("timer".into()).spawn(move || run_timer(&timer)).expect("a thread for the timer");
+        world
+    }
+
+    /// Host time: nanoseconds since this machine's world began.
+    pub fn now_ns(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+
+    /// The guest's clock now, nanoseconds since its boot.
+    pub fn guest_ns(&self) -> u64 {
+        self.clock.lock().expect("no thread panics while it holds this lock").read(self.now_ns())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics while it holds this lock")
+    }
+
+    fn bring(&self, what: impl FnOnce(&mut State)) {
+        what(&mut self.state());
+        self.anything.store(true, SeqCst);
+        self.safepoints.ring();
+        self.woken.notify_all();
+    }
+
+    /// Console input waits.
+    pub fn input_waits(&self) {
+        self.bring(|state| state.due.input = true);
+    }
+
+    /// Asks the machine to stop at its next instant.
+    pub fn stop(&self) {
+        self.bring(|state| state.due.stop = true);
+    }
+
+    /// Gives the machine up where it stands: the vCPU thread leaves at the next signal, safepoint or exit.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, SeqCst);
+        self.stop();
+    }
+
+    /// Whether the machine was given up.
+    pub fn abandoned(&self) -> bool {
+        self.abandoned.load(SeqCst)
+    }
+
+    /// vCPU thread: what is due. A tick and a request are handed over; waiting input stays until [`input_taken`](Self::input_taken).
+    /// `period_ns` is the guest's timer period now.
+    pub fn take_due(&self, period_ns: u64) -> Due {
+        if self.period_ns.load(SeqCst) != period_ns {
+            self.period_ns.store(period_ns, SeqCst);
+            self.state().period_ns = period_ns;
+            self.reprogrammed.notify_all();
+        }
+        if !self.anything.load(SeqCst) {
+            return Due::default();
+        }
+        let mut state = self.state();
+        let due = state.due;
+        if due.stop || due.tick {
+            // One thing at a time: the caller asks again after each event.
+            if !due.stop {
+                state.due.tick = false;
+            }
+        }
+        self.anything.store(state.due.input || state.due.stop, SeqCst);
+        due
+    }
+
+    /// vCPU thread: there is no more input to take. (Whoever brings some later says so again.)
+    pub fn input_taken(&self) {
+        self.state().due.input = false;
+    }
+
+    /// vCPU thread of an idle guest: waits until something is due; waiting input counts if `room`.
+    pub fn wait(&self, room: bool) {
+        let state = self.state();
+        let nothing = |state: &mut State| !(state.due.tick || state.due.stop || state.due.input && room);
+        drop(self.woken.wait_while(state, nothing).expect("no thread panics while it holds this lock"));
+    }
+
+    /// How much of its time the guest has to give away, in per mille (0–900): the execution-lag control's lever.
+    pub fn set_slow_down(&self, per_mille: u64) {
+        self.slow_down_per_mille.store(per_mille.min(900), SeqCst);
+    }
+
+    /// vCPU thread, at every tick: gives away the share of the time since the last tick that was asked for.
+    pub fn slow_down(&self) {
+        let share = self.slow_down_per_mille.load(SeqCst);
+        let now = self.now_ns();
+        let ran = now.saturating_sub(self.last_slow_down_ns.load(SeqCst)).min(100_000_000);
+        if share > 0 {
+            thread::sleep(Duration::from_nanos(ran * share / (1000 - share)));
+        }
+        self.last_slow_down_ns.store(self.now_ns(), SeqCst);
+    }
+
+    /// The machine has ended; its timer stops.
+    pub fn end(&self) {
+        self.state().ended = true;
+        self.reprogrammed.notify_all();
+    }
+}
+
+/// Ticks at the period that the guest programmed. Ticks that the guest could not take in time are one tick, as with the real chip.
+fn run_timer(world: &Weak<World>) {
+    prefer_this_thread();
+    let mut deadline: Option<Instant> = None;
+    let mut period = 0;
+    loop {
+        let Some(world) = world.upgrade() else { return };
+        let mut state = world.state();
+        if state.ended {
+            return;
+        }
+        if state.period_ns != period {
+            period = state.period_ns;
+            deadline = (period > 0).then(|| Instant::now() + Duration::from_nanos(period));
+        }
+        let now = Instant::now();
+        let rest = match deadline {
+            Some(at) if at <= now => {
+                drop(state);
+                world.bring(|state| state.due.tick = true);
+                let next = at + Duration::from_nanos(period);
+                deadline = Some(if next > now { next } else { now + Duration::from_nanos(period) });
+                continue;
+            }
+            Some(at) => at - now,
+            // Now and then, look whether the machine is still there.
+            None => Duration::from_millis(500),
+        };
+        state = world.reprogrammed.wait_timeout(state, rest).expect("no thread panics while it holds this lock").0;
+        drop(state);
+    }
+}

@@ -1,0 +1,79 @@
+//! Options that every subcommand shares which boots a guest.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+
+use crate::guest;
+use crate::machine::snapshot::Boot;
+use crate::machine::{boot, cpuid, vcpu};
+
+/// The guest and its machine.
+#[derive(Clone, Debug, clap::Args)]
+pub struct MachineArgs {
+    /// The guest: an application of the built-in image (shell, mix, compute, idle, ...; `lockstep run --guest list`
+    /// shows them all), or the path of an ELF image with a PVH entry point
+    #[arg(long, value_name = "NAME|FILE", default_value = "shell")]
+    pub guest: String,
+    /// Memory of the guest, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    pub memory: u64,
+    /// Name of the VM: both sides of a pair and their arbiter know it by this name
+    #[arg(long, default_value = "lockstep")]
+    pub name: String,
+    /// Arguments for the guest (after `--`), put on its kernel command line; `hz=1000` sets its timer
+    #[arg(last = true, value_name = "ARG")]
+    pub arguments: Vec<String>,
+}
+
+impl MachineArgs {
+    /// The boot that these options describe, on this host's CPU.
+    pub fn boot(&self) -> anyhow::Result<Boot> {
+        let host = vcpu::host_cpuid()?;
+        let arguments = self.arguments.join(" ");
+        let (image, command_line) = match guest::app(&self.guest) {
+            Some(app) => (guest::IMAGE.to_vec(), format!("{} {arguments}", app.name).trim_end().to_string()),
+            None => (self.read_image()?, arguments),
+        };
+        if command_line.len() > boot::MAX_COMMAND_LINE {
+            bail!(
+                "the guest's arguments are {} bytes long; {} are possible",
+                command_line.len(),
+                boot::MAX_COMMAND_LINE
+            );
+        }
+        Ok(Boot {
+            name: self.name.clone(),
+            memory_bytes: self.memory.saturating_mul(1 << 20),
+            command_line,
+            boot_time_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+            cpuid: cpuid::template(&host),
+            image,
+        })
+    }
+
+    fn read_image(&self) -> anyhow::Result<Vec<u8>> {
+        let path = PathBuf::from(&self.guest);
+        if !path.exists() && !self.guest.contains(['/', '.']) {
+            let names: Vec<_> = guest::APPS.iter().map(|app| app.name).collect();
+            bail!(
+                "no guest application is called `{}`: there are {}, or give the path of an ELF image",
+                self.guest,
+                names.join(", ")
+            );
+        }
+        let limit = boot_limit();
+        let size =
+            std::fs::metadata(&path).with_context(|| format!("cannot read the guest image {}", path.display()))?.len();
+        if size > limit {
+            bail!("the guest image {} has {size} bytes; {limit} are possible", path.display());
+        }
+        std::fs::read(&path).with_context(|| format!("cannot read the guest image {}", path.display()))
+    }
+}
+
+/// The largest image that fits into the first frame of a log.
+fn boot_limit() -> u64 {
+    crate::log::frame::FrameKind::Boot.max_payload() as u64 - (64 << 10)
+}

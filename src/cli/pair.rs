@@ -1,0 +1,218 @@
+//! `lockstep primary` and `lockstep backup`: the two sides of a pair.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+
+use super::machine_args::MachineArgs;
+use crate::arbiter::{self, Arbiter};
+use crate::backends::priority::prefer_this_thread;
+use crate::console::hub::Hub;
+use crate::console::server;
+use crate::host::board::Board;
+use crate::host::{Keeping, Outcome, backup, primary};
+use crate::machine::{cpuid, vcpu};
+use crate::replication::{Identity, Settings, StopReason};
+
+/// Output that a host keeps for clients that come back, in bytes.
+const HISTORY_BYTES: usize = 4 << 20;
+
+/// What both sides of a pair take.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PairArgs {
+    /// Directory on storage that both hosts reach: the register in it decides who may go on alone
+    #[arg(long, value_name = "DIR")]
+    pub arbiter: PathBuf,
+    /// Where this host serves the guest's console and `lockstep status`
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7701")]
+    pub control: String,
+    /// Console address of the other host, told to clients that come to the wrong one
+    #[arg(long, value_name = "ADDR")]
+    pub peer_control: Option<String>,
+    /// Name of this host, for people; the system's host name where it is left out
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+    /// Keep a copy of the log in this file
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Size at which the copy of the log is given up, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub log_limit: u64,
+    /// Time between two digests of the machine, by which the backup checks itself, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub digest_interval: u64,
+}
+
+/// Run a guest as the primary of a pair: waits for its backup, then boots the guest.
+///
+/// Nothing the guest says leaves this host before the backup holds everything that led to it. When the
+/// backup is lost, the primary wins the VM's register at the arbiter and goes on alone.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PrimaryArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    pair: PairArgs,
+    /// Where to wait for the backup's logging channel
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
+    channel: String,
+    /// Time between two heartbeats, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 20)]
+    heartbeat: u64,
+    /// Silence after which the other side is suspected, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 200)]
+    timeout: u64,
+    /// How far the backup may be behind before the guest is slowed down, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 100)]
+    lag_limit: u64,
+    /// Boot the guest at once, without a backup
+    #[arg(long)]
+    start_alone: bool,
+}
+
+/// Stand by as the backup of a pair: replays what the primary does, and takes over when it dies.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BackupArgs {
+    #[command(flatten)]
+    pair: PairArgs,
+    /// Name of the VM; the primary must have the same
+    #[arg(long, default_value = "lockstep")]
+    name: String,
+    /// The primary's logging channel
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
+    primary: String,
+}
+
+/// What both sides are made of.
+struct Side {
+    me: Identity,
+    hub: Arc<Hub>,
+    board: Arc<Board>,
+    arbiter: Arc<dyn Arbiter>,
+    keeping: Keeping,
+    control: TcpListener,
+}
+
+async fn listen(address: &str, option: &str, what: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} for {what}: choose another address with {option}"))
+}
+
+impl PairArgs {
+    async fn side(&self, vm: &str, cpu: &cpuid::CpuKind) -> anyhow::Result<Side> {
+        if !arbiter::is_name(vm) || vm.contains('/') {
+            bail!("the VM's name must be 1 to {} bytes long, without `/`", arbiter::MAX_NAME);
+        }
+        let host = match &self.host {
+            Some(name) => name.clone(),
+            None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+        };
+        let me = Identity::new(vm, getrandom::u64()?, &host, &cpu.to_string())?;
+        let arbiter = arbiter::register::RegisterFile::open(&self.arbiter)
+            .with_context(|| format!("{} cannot serve as arbiter (--arbiter)", self.arbiter.display()))?;
+        let control = listen(&self.control, "--control", "the console").await?;
+        let hub = Arc::new(Hub::new(vm, &host, HISTORY_BYTES));
+        hub.set_peer(self.peer_control.clone());
+        let board = Board::new(hub.clone(), vm, &host);
+        let keeping = Keeping {
+            digest_every_ns: self.digest_interval.saturating_mul(1_000_000),
+            file: self.log.clone(),
+            limit_bytes: self.log_limit.saturating_mul(1 << 20),
+        };
+        Ok(Side { me, hub, board, arbiter: Arc::new(arbiter), keeping, control })
+    }
+}
+
+impl Side {
+    /// Serves the console while `machine` runs, and until its clients have what was released.
+    async fn serve<T>(control: TcpListener, hub: Arc<Hub>, board: Arc<Board>, machine: impl Future<Output = T>) -> T {
+        let (over, stop) = tokio::sync::oneshot::channel::<()>();
+        let serve = tokio::spawn(server::serve(control, hub, board.clone(), async {
+            let _ = stop.await;
+        }));
+        let interrupts = tokio::spawn(super::interrupts::stop_on_signal(board));
+        let result = machine.await;
+        interrupts.abort();
+        drop(over);
+        let _ = serve.await;
+        result
+    }
+}
+
+/// The exit status of a side whose machine has ended.
+fn exit_status(outcome: &Outcome) -> ExitCode {
+    match outcome {
+        Outcome::Ended(reason) => super::guest_status(reason),
+        Outcome::Stopped(StopReason::Operator | StopReason::Ended) => ExitCode::SUCCESS,
+        Outcome::Stopped(StopReason::Diverged { .. }) => ExitCode::from(super::DIVERGED),
+        Outcome::Stopped(StopReason::Lost { .. } | StopReason::Refused(_) | StopReason::Mismatch(_)) => {
+            ExitCode::from(super::FAILED)
+        }
+    }
+}
+
+fn say(outcome: &Outcome) {
+    match outcome {
+        Outcome::Ended(reason) => eprintln!("lockstep: {reason}"),
+        Outcome::Stopped(reason) => eprintln!("lockstep: stopped: {reason}"),
+    }
+}
+
+/// Runs the primary.
+pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
+    let milliseconds = |ms: u64| ms.saturating_mul(1_000_000);
+    let settings = Settings {
+        heartbeat_ns: milliseconds(args.heartbeat),
+        timeout_ns: milliseconds(args.timeout),
+        lag_limit_ns: milliseconds(args.lag_limit),
+        start_alone: args.start_alone,
+        ..Settings::default()
+    };
+    if !Settings::times_are_sane(settings.heartbeat_ns, settings.timeout_ns) {
+        bail!("--timeout must be at least twice --heartbeat, and both above 0");
+    }
+    let boot = args.machine.boot()?;
+    runtime()?.block_on(async {
+        let cpu = cpuid::CpuKind::of(&boot.cpuid);
+        let Side { me, hub, board, arbiter, keeping, control } = args.pair.side(&args.machine.name, &cpu).await?;
+        let channel = listen(&args.channel, "--channel", "the backup").await?;
+        eprintln!(
+            "lockstep: primary of `{}`; logging channel {}, console {}",
+            me.vm(),
+            channel.local_addr()?,
+            control.local_addr()?
+        );
+        let machine = primary::run(me, settings, boot, keeping, channel, hub.clone(), board.clone(), arbiter);
+        let outcome = Side::serve(control, hub, board, machine).await?;
+        say(&outcome);
+        Ok(exit_status(&outcome))
+    })
+}
+
+/// Runs the backup.
+pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
+    let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
+    runtime()?.block_on(async {
+        let Side { me, hub, board, arbiter, keeping, control } = args.pair.side(&args.name, &cpu).await?;
+        let machine = backup::run(me, Settings::default(), args.primary, keeping, hub.clone(), board.clone(), arbiter);
+        let end = Side::serve(control, hub, board, machine).await?;
+        say(&end.outcome);
+        if let (Some(_), Some(log)) = (&end.divergence, &end.log) {
+            eprintln!("lockstep: the log is kept: lockstep replay {}", log.display());
+        }
+        Ok(exit_status(&end.outcome))
+    })
+}
+
+/// The runtime of the thread that carries the channel, the console and the timers.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    if !prefer_this_thread() {
+        tracing::debug!("no real-time priority for the channel thread (CAP_SYS_NICE)");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime)
+}

@@ -1,0 +1,146 @@
+//! Device models: register machines without time, sockets or threads. What the world does to them is an
+//! event; what they need to know about the world they ask at the input door; a notification is
+//! processed at once, at the exit that brought it.
+
+pub mod pic;
+pub mod pit;
+pub mod pv;
+pub mod uart;
+
+use bincode::{Decode, Encode};
+use lockstep_abi::{irq, port};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::machine::doors::{Halt, Inputs};
+use crate::machine::instant::Instant;
+
+/// All devices of the machine, and the address decoding in front of them.
+pub struct Devices {
+    /// Interrupt controller.
+    pub pic: pic::Pic,
+    /// Timer.
+    pub pit: pit::Pit,
+    /// Console.
+    pub uart: uart::Uart,
+    /// Paravirtual register page.
+    pub pv: pv::Pv,
+    /// What the guest wrote to the debug-exit port.
+    pub exit_code: Option<u8>,
+}
+
+/// Version of [`DevicesState`]; part of what is digested.
+const STATE_VERSION: u32 = 1;
+
+/// The state of all devices, for digests (and, with state transfer, for snapshots).
+#[derive(Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DevicesState {
+    version: u32,
+    pic: pic::Pic,
+    pit: pit::Pit,
+    uart: uart::UartState,
+    pv: pv::Pv,
+    exit_code: Option<u8>,
+}
+
+/// Where a port belongs.
+enum Port {
+    Pic { slave: bool, offset: u16 },
+    Pit(u16),
+    Uart(u8),
+    DebugExit,
+    Unclaimed,
+}
+
+fn decode(at: u16) -> Port {
+    match at {
+        port::PIC_MASTER | 0x21 => Port::Pic { slave: false, offset: at & 1 },
+        port::PIC_SLAVE | 0xa1 => Port::Pic { slave: true, offset: at & 1 },
+        port::PIT..=0x43 => Port::Pit(at & 3),
+        port::COM1..=0x3ff => Port::Uart((at & 7) as u8),
+        port::DEBUG_EXIT..=0xf7 => Port::DebugExit,
+        _ => Port::Unclaimed,
+    }
+}
+
+impl Devices {
+    /// Devices as after power-on, of a machine that booted at `boot_time_ns` since 1970 UTC.
+    pub fn new(boot_time_ns: u64) -> Self {
+        Devices {
+            pic: pic::Pic::default(),
+            pit: pit::Pit::default(),
+            uart: uart::Uart::default(),
+            pv: pv::Pv::new(boot_time_ns),
+            exit_code: None,
+        }
+    }
+
+    /// Reads one byte from a port. An unclaimed port reads as all ones, as on a bus where nobody answers.
+    pub fn read_port(&mut self, at: Instant, port: u16, door: &mut impl Inputs) -> Result<u8, Halt> {
+        Ok(match decode(port) {
+            Port::Pic { slave, offset } => self.pic.read(slave, offset),
+            Port::Pit(offset) => {
+                let now = if self.pit.read_needs_clock(offset) { door.clock(at)? } else { 0 };
+                self.pit.read(offset, now)
+            }
+            Port::Uart(offset) => {
+                let value = self.uart.read(offset);
+                self.carry_edges();
+                value
+            }
+            Port::DebugExit | Port::Unclaimed => 0xff,
+        })
+    }
+
+    /// Writes one byte to a port. An unclaimed port swallows it.
+    pub fn write_port(&mut self, at: Instant, port: u16, value: u8, door: &mut impl Inputs) -> Result<(), Halt> {
+        match decode(port) {
+            Port::Pic { slave, offset } => self.pic.write(slave, offset, value),
+            Port::Pit(offset) => {
+                let now = if self.pit.write_needs_clock(offset, value) { door.clock(at)? } else { 0 };
+                self.pit.write(offset, value, now);
+            }
+            Port::Uart(offset) => {
+                self.uart.write(offset, value);
+                self.carry_edges();
+            }
+            Port::DebugExit => self.exit_code = self.exit_code.or(Some(value)),
+            Port::Unclaimed => {}
+        }
+        Ok(())
+    }
+
+    /// The timer ticked.
+    pub fn tick(&mut self) {
+        self.pic.raise(irq::TIMER);
+    }
+
+    /// Bytes arrived at the console.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        self.uart.receive(bytes);
+        self.carry_edges();
+    }
+
+    fn carry_edges(&mut self) {
+        if self.uart.take_edge() {
+            self.pic.raise(irq::COM1);
+        }
+    }
+
+    /// The state of all devices.
+    pub fn state(&self) -> DevicesState {
+        DevicesState {
+            version: STATE_VERSION,
+            pic: self.pic,
+            pit: self.pit,
+            uart: self.uart.state(),
+            pv: self.pv,
+            exit_code: self.exit_code,
+        }
+    }
+
+    /// Hash of the state of all devices.
+    pub fn digest(&self) -> u64 {
+        let bytes = bincode::encode_to_vec(self.state(), bincode::config::standard()).expect("encoding to memory");
+        xxh3_64(&bytes)
+    }
+}

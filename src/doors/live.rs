@@ -1,0 +1,137 @@
+//! The world at the doors: clock, entropy, timer, console. Everything that comes in goes to the log before the guest gets it,
+//! and everything that goes out is logged before it is handed on.
+
+use std::sync::Arc;
+
+use super::Console;
+use crate::backends::world::World;
+use crate::log::entry::{Body, Entry, output_check};
+use crate::machine::digest::Digest;
+use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
+use crate::machine::instant::Instant;
+
+/// Where a live machine's entries go.
+pub trait Log {
+    /// Whether this log wants digests.
+    const DIGESTS: bool;
+    /// Appends an entry and returns its number. May block while the log is full.
+    fn append(&mut self, entry: Entry) -> Result<u64, Halt>;
+}
+
+/// No log: an unprotected, unrecorded run.
+pub struct NoLog;
+
+impl Log for NoLog {
+    const DIGESTS: bool = false;
+
+    fn append(&mut self, _: Entry) -> Result<u64, Halt> {
+        Ok(0)
+    }
+}
+
+/// The doors of a machine that lives in the world.
+pub struct LiveDoor<L> {
+    world: Arc<World>,
+    console: Arc<dyn Console>,
+    log: L,
+    digest_every_ns: u64,
+    last_digest_ns: u64,
+    digest_due: bool,
+}
+
+impl<L: Log> LiveDoor<L> {
+    /// Doors to `world` and `console` that log to `log` and take a digest about every `digest_every_ns`.
+    pub fn new(world: Arc<World>, console: Arc<dyn Console>, log: L, digest_every_ns: u64) -> Self {
+        let last_digest_ns = world.now_ns();
+        LiveDoor { world, console, log, digest_every_ns, last_digest_ns, digest_due: false }
+    }
+
+    /// The log, when the machine has ended.
+    pub fn into_log(self) -> L {
+        self.log
+    }
+
+    fn log(&mut self, at: Instant, body: Body) -> Result<u64, Halt> {
+        self.log.append(Entry { at, body })
+    }
+
+    /// A tick is where the timer thread has already stopped the guest: the cheapest place for a digest.
+    fn schedule_digest(&mut self) {
+        let now = self.world.now_ns();
+        if L::DIGESTS && now.saturating_sub(self.last_digest_ns) >= self.digest_every_ns {
+            self.last_digest_ns = now;
+            self.digest_due = true;
+        }
+    }
+}
+
+impl<L: Log> Inputs for LiveDoor<L> {
+    fn clock(&mut self, at: Instant) -> Result<u64, Halt> {
+        let value = self.world.guest_ns();
+        self.log(at, Body::Clock(value))?;
+        Ok(value)
+    }
+
+    fn entropy(&mut self, at: Instant) -> Result<u64, Halt> {
+        let value = getrandom::u64().map_err(|e| Halt::Failed { what: "get random numbers", source: Box::new(e) })?;
+        self.log(at, Body::Entropy(value))?;
+        Ok(value)
+    }
+
+    fn run_until(&mut self, _: Instant) -> Result<Until, Halt> {
+        Ok(Until::Exit)
+    }
+
+    fn event(&mut self, at: Instant, ready: Readiness) -> Result<Option<Event>, Halt> {
+        if std::mem::take(&mut self.digest_due) {
+            return Ok(Some(Event::Digest));
+        }
+        loop {
+            let due = self.world.take_due(ready.timer_period_ns);
+            if due.stop {
+                return Ok(Some(Event::Stop));
+            }
+            if due.tick {
+                self.world.slow_down();
+                self.log(at, Body::Tick)?;
+                self.schedule_digest();
+                return Ok(Some(Event::Tick));
+            }
+            if due.input && ready.console_room > 0 {
+                if let Some(input) = self.console.take(ready.console_room) {
+                    let entry = self.log(at, Body::Console(input.clone()))?;
+                    self.console.logged(&input, entry);
+                    return Ok(Some(Event::Console(input)));
+                }
+                self.world.input_taken();
+                continue;
+            }
+            if !ready.idle {
+                return Ok(None);
+            }
+            self.world.wait(ready.console_room > 0);
+        }
+    }
+
+    fn interrupted(&mut self, at: Instant) -> Result<(), Halt> {
+        if self.world.abandoned() { Err(Halt::Requested(at)) } else { Ok(()) }
+    }
+}
+
+impl<L: Log> Outputs for LiveDoor<L> {
+    fn console(&mut self, at: Instant, bytes: &[u8]) -> Result<(), Halt> {
+        let entry = self.log(at, Body::Output { length: bytes.len() as u32, check: output_check(bytes) })?;
+        self.console.output(entry, bytes);
+        Ok(())
+    }
+
+    fn digest(&mut self, at: Instant, digest: Digest) -> Result<(), Halt> {
+        self.log(at, Body::Digest(Box::new(digest))).map(|_| ())
+    }
+
+    fn ended(&mut self, at: Instant, reason: &EndReason) -> Result<(), Halt> {
+        let entry = self.log(at, Body::End(reason.clone()))?;
+        self.console.ended(entry, reason);
+        Ok(())
+    }
+}

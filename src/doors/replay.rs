@@ -1,0 +1,174 @@
+//! A log at the doors: every answer and every event comes out of it, and everything the machine does is held against it.
+
+use std::sync::Arc;
+
+use super::Console;
+use crate::log::describe::describe;
+use crate::log::entry::{Body, Entry, output_check};
+use crate::machine::digest::Digest;
+use crate::machine::divergence::{Difference, Divergence};
+use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
+use crate::machine::instant::Instant;
+
+/// What a source of entries knows to come next.
+#[derive(Debug)]
+pub enum Next<'a> {
+    /// This entry, with its number.
+    Entry(u64, &'a Entry),
+    /// No entry yet, and none will come at or before this instant.
+    ClearUpTo(Instant),
+}
+
+/// Where a replay gets its entries.
+pub trait Source {
+    /// What comes next, without taking it. Blocks until that is an entry or says something about instants after `at`.
+    /// [`Halt::EndOfLog`] at the end.
+    fn next(&mut self, at: Instant) -> Result<Next<'_>, Halt>;
+    /// The next entry, without taking it. Blocks until there is one.
+    fn next_entry(&mut self, at: Instant) -> Result<(u64, &Entry), Halt>;
+    /// Takes the next entry, after one of the calls above showed it.
+    fn take(&mut self) -> Option<Entry>;
+    /// The owner of the machine wants it to stop.
+    fn abandoned(&self) -> bool;
+}
+
+/// What a replay has met so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Events delivered and answers given.
+    pub events: u64,
+    /// Outputs that were the same as in the log.
+    pub outputs: u64,
+    /// Digests that were the same as in the log.
+    pub digests: u64,
+    /// The newest clock value in the log, nanoseconds since boot.
+    pub clock_ns: u64,
+}
+
+/// The doors of a machine that replays a log.
+pub struct ReplayDoor<S> {
+    source: S,
+    console: Arc<dyn Console>,
+    tally: Tally,
+}
+
+impl<S: Source> ReplayDoor<S> {
+    /// Doors that replay `source`, with output to `console`.
+    pub fn new(source: S, console: Arc<dyn Console>) -> Self {
+        ReplayDoor { source, console, tally: Tally::default() }
+    }
+
+    /// What was met so far.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Where the entries come from.
+    pub fn source_mut(&mut self) -> &mut S {
+        &mut self.source
+    }
+
+    /// Takes the next entry for something that the machine does at `at`; `pick` says whether it is that.
+    fn meet<T>(
+        &mut self,
+        at: Instant,
+        found: impl Fn() -> String,
+        pick: impl Fn(&Body) -> Option<T>,
+    ) -> Result<(u64, T), Halt> {
+        let (number, entry) = self.source.next_entry(at)?;
+        let picked = if entry.at == at { pick(&entry.body) } else { None };
+        let Some(value) = picked else { return Err(diverged(number, at, entry, found())) };
+        self.source.take();
+        Ok((number, value))
+    }
+}
+
+fn diverged(number: u64, at: Instant, entry: &Entry, found: String) -> Halt {
+    let logged = format!("{} at {}", describe(&entry.body), entry.at);
+    Halt::Diverged(Box::new(Divergence { entry: number, at, difference: Difference::Kind { logged, found } }))
+}
+
+impl<S: Source> Inputs for ReplayDoor<S> {
+    fn clock(&mut self, at: Instant) -> Result<u64, Halt> {
+        let pick = |body: &Body| if let Body::Clock(value) = body { Some(*value) } else { None };
+        let (_, value) = self.meet(at, || "the guest reads the clock".into(), pick)?;
+        self.tally.events += 1;
+        self.tally.clock_ns = value;
+        Ok(value)
+    }
+
+    fn entropy(&mut self, at: Instant) -> Result<u64, Halt> {
+        let pick = |body: &Body| if let Body::Entropy(value) = body { Some(*value) } else { None };
+        let (_, value) = self.meet(at, || "the guest reads entropy".into(), pick)?;
+        self.tally.events += 1;
+        Ok(value)
+    }
+
+    fn run_until(&mut self, at: Instant) -> Result<Until, Halt> {
+        let stop = match self.source.next(at)? {
+            Next::Entry(_, entry) => entry.at,
+            Next::ClearUpTo(instant) => instant,
+        };
+        Ok(if stop.exits == at.exits { Until::Poll(stop.polls) } else { Until::Exit })
+    }
+
+    fn event(&mut self, at: Instant, ready: Readiness) -> Result<Option<Event>, Halt> {
+        let (number, entry) = match self.source.next(at)? {
+            Next::Entry(number, entry) => (number, entry),
+            Next::ClearUpTo(_) if ready.idle => self.source.next_entry(at)?,
+            Next::ClearUpTo(_) => return Ok(None),
+        };
+        if entry.at > at {
+            return if ready.idle { Err(diverged(number, at, entry, "the guest is idle".into())) } else { Ok(None) };
+        }
+        if entry.at < at {
+            return Err(diverged(number, at, entry, "the guest went past it".into()));
+        }
+        let event = match &entry.body {
+            Body::Tick => Event::Tick,
+            Body::Console(input) => Event::Console(input.clone()),
+            // These two stay in the log until the machine has done what they say.
+            Body::Digest(_) => return Ok(Some(Event::Digest)),
+            Body::End(EndReason::Stopped) => return Ok(Some(Event::Stop)),
+            Body::Clock(_) | Body::Entropy(_) | Body::Output { .. } | Body::End(_) => {
+                return Err(diverged(number, at, entry, "the guest did nothing of the kind".into()));
+            }
+        };
+        self.source.take();
+        self.tally.events += 1;
+        if let Event::Console(input) = &event {
+            self.console.replayed_input(input, number);
+        }
+        Ok(Some(event))
+    }
+
+    fn interrupted(&mut self, at: Instant) -> Result<(), Halt> {
+        if self.source.abandoned() { Err(Halt::Requested(at)) } else { Ok(()) }
+    }
+}
+
+impl<S: Source> Outputs for ReplayDoor<S> {
+    fn console(&mut self, at: Instant, bytes: &[u8]) -> Result<(), Halt> {
+        let own = Body::Output { length: bytes.len() as u32, check: output_check(bytes) };
+        let (number, ()) = self.meet(at, || describe(&own), |body| (*body == own).then_some(()))?;
+        self.tally.outputs += 1;
+        self.console.replayed_output(number, bytes);
+        Ok(())
+    }
+
+    fn digest(&mut self, at: Instant, digest: Digest) -> Result<(), Halt> {
+        let pick = |body: &Body| if let Body::Digest(logged) = body { Some(logged.clone()) } else { None };
+        let (number, logged) = self.meet(at, || "a digest".into(), pick)?;
+        if *logged != digest {
+            let difference = Difference::Digest { logged, found: Box::new(digest) };
+            return Err(Halt::Diverged(Box::new(Divergence { entry: number, at, difference })));
+        }
+        self.tally.digests += 1;
+        Ok(())
+    }
+
+    fn ended(&mut self, at: Instant, reason: &EndReason) -> Result<(), Halt> {
+        let own = Body::End(reason.clone());
+        self.meet(at, || describe(&own), |body| (*body == own).then_some(())).map(|_| ())
+    }
+}

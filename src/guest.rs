@@ -1,0 +1,42 @@
+//! The built-in guest: one ELF image with a PVH entry, in which the first word of the command line
+//! chooses the application.
+
+/// The image (`guest/apps`, built by the build script).
+pub const IMAGE: &[u8] = include_bytes!(env!("LOCKSTEP_GUEST_ELF"));
+
+/// An application of the built-in guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct App {
+    /// The command line's first word.
+    pub name: &'static str,
+    /// What may follow it.
+    pub arguments: &'static str,
+    /// What it does, in one line.
+    pub about: &'static str,
+}
+
+/// The applications of [`IMAGE`]. All take `hz=N`, the timer's ticks per second (19 to 1,000; 100 if not given; 0: none).
+pub const APPS: &[App] = &[
+    App { name: "shell", arguments: "", about: "interactive commands" },
+    App {
+        name: "mix",
+        arguments: "[seed] [rounds]",
+        about: "torture of replay: every event folded into one running hash",
+    },
+    App { name: "compute", arguments: "[rounds] [sha256|sort|matrix]…", about: "pure computation with safepoints" },
+    App { name: "idle", arguments: "", about: "sleeps for ever" },
+    App { name: "transcript", arguments: "[tick]", about: "keeps an account of its input, line by line" },
+    App { name: "probe-crash", arguments: "triple|hlt|ud|loop|null|io|stack|panic", about: "ends badly" },
+    App { name: "probe-irqoff", arguments: "[times]", about: "keeps interrupts off across many exits" },
+    App { name: "probe-unclaimed", arguments: "", about: "reads and writes where nobody listens" },
+    App { name: "probe-pv", arguments: "", about: "misuses the paravirtual page" },
+    App { name: "probe-backwards", arguments: "", about: "sets the safepoint count back" },
+    App { name: "probe-flags", arguments: "[times]", about: "enters ring 0 with the flags a safepoint left" },
+    App { name: "probe-spin", arguments: "", about: "endless loop at ring 3 without safepoints" },
+    App { name: "probe-spin0", arguments: "", about: "endless loop at ring 0 with interrupts off" },
+];
+
+/// The application of this name.
+pub fn app(name: &str) -> Option<&'static App> {
+    APPS.iter().find(|app| app.name == name)
+}

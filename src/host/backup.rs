@@ -1,0 +1,557 @@
+//! The backup's driver: moves bytes, timers and answers between the world and the protocol's [`Backup`],
+//! feeds the replaying vCPU thread, and after a take-over drains its log.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::board::{Board, Rate};
+use super::channel::{ChannelError, Connection, Received, arrived};
+use super::incoming::{Incoming, IncomingSource};
+use super::keeper::Keeper;
+use super::outgoing::{Batch, Outgoing, OutgoingLog};
+use super::referee::Referee;
+use super::vcpu_thread::VcpuThread;
+use super::{HostError, Keeping, Outcome, system};
+use crate::arbiter::Arbiter;
+use crate::backends::priority::ordinary_this_thread;
+use crate::backends::world::World;
+use crate::console::hub::{Hub, Protection};
+use crate::console::status::{GuestState, Role};
+use crate::doors::live::LiveDoor;
+use crate::doors::replay::ReplayDoor;
+use crate::doors::takeover::TakeoverDoor;
+use crate::log::boot::decode_boot;
+use crate::log::codec::Encoder;
+use crate::log::entry::Entry;
+use crate::log::stream::EntryStream;
+use crate::machine::divergence::Divergence;
+use crate::machine::doors::{EndReason, Halt};
+use crate::machine::safepoint::Safepoints;
+use crate::machine::snapshot::Boot;
+use crate::machine::{Machine, Tracking};
+use crate::replication::backup::{Action, Backup, Input, State};
+use crate::replication::election::Answer;
+use crate::replication::message::Message;
+use crate::replication::{Identity, Settings, StopReason};
+
+/// What the vCPU thread says.
+enum FromVcpu {
+    WentLive,
+    Done(Result<EndReason, Halt>),
+}
+
+/// What happened next.
+enum Wake {
+    Connected(std::io::Result<TcpStream>),
+    Arrived(Result<(), ChannelError>),
+    Time,
+    Answer(Answer),
+    Vcpu(FromVcpu),
+    Logged,
+    StopRequested,
+}
+
+/// The machine that replays, and later lives.
+struct Replica {
+    incoming: Arc<Incoming>,
+    safepoints: Safepoints,
+    stream: EntryStream,
+    thread: VcpuThread<()>,
+    vcpu: mpsc::UnboundedReceiver<FromVcpu>,
+    /// Set by the vCPU thread as it goes live.
+    live: Arc<OnceLock<(Arc<World>, Arc<Outgoing>)>>,
+    /// Tells the vCPU thread where the log's encoder has to go on.
+    encoder: Arc<Mutex<Option<Encoder>>>,
+    keeper: Option<Keeper>,
+    ended: Option<EndReason>,
+}
+
+/// The primary's word about the guest's clock, and when it came: how a clock goes on with the time that a log without clock reads
+/// does not have.
+#[derive(Default)]
+struct ClockWord {
+    guest_ns: AtomicU64,
+    heard_ns: AtomicU64,
+}
+
+impl ClockWord {
+    /// What the guest's clock should show at host time `now_ns`; 0 if nothing was heard.
+    fn due(&self, now_ns: u64) -> u64 {
+        match self.guest_ns.load(SeqCst) {
+            0 => 0,
+            guest => guest + now_ns.saturating_sub(self.heard_ns.load(SeqCst)),
+        }
+    }
+}
+
+type Connecting = Pin<Box<dyn Future<Output = std::io::Result<TcpStream>> + Send>>;
+
+struct Driver {
+    protocol: Backup,
+    actions: Vec<Action>,
+    began: Instant,
+    primary: String,
+    connecting: Option<Connecting>,
+    connection: Option<Connection>,
+    broken: bool,
+    /// The bulk of the message that the protocol is being told about: the boot, or decoded entries and their bytes.
+    boot: Vec<u8>,
+    entries: Vec<Entry>,
+    batch: Batch,
+    replica: Option<Replica>,
+    keeping: Keeping,
+    hub: Arc<Hub>,
+    board: Arc<Board>,
+    referee: Referee,
+    clock: Arc<ClockWord>,
+    stopped: Option<StopReason>,
+    divergence: Option<Box<Divergence>>,
+    rate: Rate,
+}
+
+/// How a backup came to its end.
+#[derive(Debug)]
+pub struct BackupEnd {
+    /// The end itself.
+    pub outcome: Outcome,
+    /// The first difference, if this backup's execution was not the primary's.
+    pub divergence: Option<Box<Divergence>>,
+    /// The log, if it was kept and the end makes it interesting.
+    pub log: Option<PathBuf>,
+}
+
+/// Runs a backup of the machine whose primary listens at `primary`, until it is over: here, or there.
+pub async fn run(
+    me: Identity,
+    settings: Settings,
+    primary: String,
+    keeping: Keeping,
+    hub: Arc<Hub>,
+    board: Arc<Board>,
+    arbiter: Arc<dyn Arbiter>,
+) -> Result<BackupEnd, HostError> {
+    let mut driver = Driver {
+        protocol: Backup::new(me.clone(), settings),
+        actions: Vec::with_capacity(16),
+        began: Instant::now(),
+        primary,
+        connecting: None,
+        connection: None,
+        broken: false,
+        boot: Vec::new(),
+        entries: Vec::new(),
+        batch: Batch::default(),
+        replica: None,
+        keeping,
+        hub,
+        board,
+        referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
+        clock: Arc::new(ClockWord::default()),
+        stopped: None,
+        divergence: None,
+        rate: Rate::default(),
+    };
+    let result = driver.drive().await;
+    driver.finish(result).await
+}
+
+/// Waits for the vCPU thread of `replica`, or for ever where there is none.
+async fn from_vcpu(replica: &mut Option<Replica>) -> FromVcpu {
+    match replica {
+        Some(replica) if replica.ended.is_none() => match replica.vcpu.recv().await {
+            Some(said) => said,
+            None => std::future::pending().await,
+        },
+        _ => std::future::pending().await,
+    }
+}
+
+/// Waits for entries of the machine that went live here, or for ever.
+async fn logged(outgoing: Option<Arc<Outgoing>>) {
+    match outgoing {
+        Some(outgoing) => outgoing.ready().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn connected(connecting: &mut Option<Connecting>) -> std::io::Result<TcpStream> {
+    match connecting {
+        Some(future) => {
+            let result = future.await;
+            *connecting = None;
+            result
+        }
+        None => std::future::pending().await,
+    }
+}
+
+impl Driver {
+    async fn drive(&mut self) -> Result<(), HostError> {
+        self.feed(Input::Start)?;
+        while self.stopped.is_none() {
+            let deadline = self.protocol.next_deadline().map(|ns| self.began + Duration::from_nanos(ns));
+            let time = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    // Nothing is due; the board is kept fresh all the same.
+                    None => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            };
+            let outgoing = self.replica.as_ref().and_then(|r| r.live.get()).map(|(_, outgoing)| outgoing.clone());
+            let wake = tokio::select! {
+                biased;
+                result = arrived(&mut self.connection) => Wake::Arrived(result),
+                said = from_vcpu(&mut self.replica) => Wake::Vcpu(said),
+                answer = self.referee.answer() => Wake::Answer(answer),
+                () = time => Wake::Time,
+                stream = connected(&mut self.connecting) => Wake::Connected(stream),
+                () = logged(outgoing) => Wake::Logged,
+                () = self.board.stop_requested() => Wake::StopRequested,
+            };
+            match wake {
+                Wake::Connected(Ok(stream)) => self.on_connected(stream)?,
+                Wake::Connected(Err(error)) => {
+                    tracing::debug!(%error, primary = self.primary, "no connection to the primary yet");
+                    self.feed(Input::Disconnected)?;
+                }
+                Wake::Arrived(result) => self.on_arrived(result)?,
+                Wake::Time => {
+                    self.tell_executed()?;
+                    self.feed(Input::Tick)?;
+                    self.report();
+                }
+                Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
+                Wake::Vcpu(FromVcpu::WentLive) => {
+                    self.feed(Input::WentLive)?;
+                    self.report();
+                }
+                Wake::Vcpu(FromVcpu::Done(done)) => self.on_done(done)?,
+                Wake::Logged => self.drain_log(),
+                Wake::StopRequested => self.feed(Input::StopRequested)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+
+    /// Tells the protocol, and does what it says.
+    fn feed(&mut self, input: Input) -> Result<(), HostError> {
+        let mut next = Some(input);
+        while let Some(input) = next.take() {
+            let now = self.now();
+            let mut actions = std::mem::take(&mut self.actions);
+            self.protocol.on(now, input, &mut actions);
+            for action in actions.drain(..) {
+                if let Some(input) = self.perform(action)? {
+                    next = Some(input);
+                }
+            }
+            self.actions = actions;
+            if std::mem::take(&mut self.broken) {
+                self.connection = None;
+                next = Some(Input::Disconnected);
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what the protocol says; some of it has an answer for the protocol.
+    fn perform(&mut self, action: Action) -> Result<Option<Input>, HostError> {
+        match action {
+            Action::Connect => {
+                self.drop_replica();
+                let primary = self.primary.clone();
+                self.connecting = Some(Box::pin(async move { TcpStream::connect(primary).await }));
+            }
+            Action::Send(message) => {
+                if let Some(connection) = &mut self.connection
+                    && let Err(error) = connection.send(&message, &[])
+                {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "sending to the primary");
+                    self.broken = true;
+                }
+            }
+            Action::Disconnect => {
+                if let Some(connection) = self.connection.take() {
+                    tokio::spawn(connection.close());
+                }
+            }
+            Action::Load => {
+                let boot = decode_boot(&std::mem::take(&mut self.boot))?;
+                self.load(&boot)?;
+                return Ok(Some(Input::Loaded));
+            }
+            Action::Replay { stamp, .. } => {
+                if let Some(replica) = &mut self.replica {
+                    self.rate.add(self.batch.bytes.len() as u64);
+                    replica.incoming.push(self.entries.drain(..), stamp);
+                    if let Some(keeper) = &mut replica.keeper {
+                        keeper.keep(std::mem::take(&mut self.batch));
+                    }
+                }
+            }
+            Action::RunTo { at, stamp, .. } => {
+                if let Some(replica) = &self.replica {
+                    replica.incoming.clear_up_to(at, stamp);
+                }
+            }
+            Action::Ask(question) => self.referee.ask(question),
+            Action::GoLive { generation, entries } => {
+                tracing::info!(generation, entries, "won; going live");
+                if let Some(replica) = &self.replica {
+                    let encoder = Encoder::continuing(replica.stream.decoder());
+                    *replica.encoder.lock().unwrap_or_else(PoisonError::into_inner) = Some(encoder);
+                    replica.incoming.go_live();
+                }
+            }
+            Action::Release { .. } => {
+                self.board.set_live(true);
+                self.hub.go_live(self.protocol.generation(), Protection::Unprotected);
+            }
+            Action::StopGuest => {
+                if let Some((world, _)) = self.replica.as_ref().and_then(|r| r.live.get()) {
+                    world.stop();
+                }
+            }
+            Action::Suspect(suspicion) if matches!(self.protocol.state(), State::Connecting { .. }) => {
+                // Nothing has run yet, and nothing is lost: it connects again.
+                tracing::debug!(primary = self.primary, "no primary yet: {suspicion}");
+            }
+            Action::Suspect(suspicion) => tracing::warn!("the primary is given up: {suspicion}"),
+            Action::Stop(reason) => {
+                tracing::info!("{reason}");
+                self.stopped = Some(reason);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes the machine and has it wait for the log.
+    fn load(&mut self, boot: &Boot) -> Result<(), HostError> {
+        let mut machine = Machine::new(boot, Tracking::On)?;
+        let safepoints = machine.safepoints();
+        let incoming = Incoming::new(safepoints.clone());
+        let keeper = self
+            .keeping
+            .file
+            .clone()
+            .map(|path| {
+                Keeper::create(&path, boot, self.keeping.limit_bytes).map_err(|source| HostError::Keep { path, source })
+            })
+            .transpose()?;
+        let (say, vcpu) = mpsc::unbounded_channel();
+        let live = Arc::new(OnceLock::new());
+        let encoder: Arc<Mutex<Option<Encoder>>> = Arc::default();
+        let go_live = {
+            let (say, live, encoder) = (say.clone(), live.clone(), encoder.clone());
+            let (hub, clock, safepoints) = (self.hub.clone(), self.clock.clone(), safepoints.clone());
+            let (began, digest_every_ns) = (self.began, self.keeping.digest_every_ns);
+            move |replay: ReplayDoor<IncomingSource>, _| {
+                let encoder = encoder.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+                let shown_ns = replay.tally().clock_ns;
+                let world = World::new(safepoints, shown_ns, clock.due(began.elapsed().as_nanos() as u64));
+                let entries = encoder.entries();
+                let outgoing = Outgoing::new(encoder, entries);
+                let wake = world.clone();
+                hub.set_input_waker(Box::new(move || wake.input_waits()));
+                let log = OutgoingLog(outgoing.clone());
+                let _ = live.set((world.clone(), outgoing));
+                // Nobody listens any more only when the process is ending.
+                let _ = say.send(FromVcpu::WentLive);
+                Ok(LiveDoor::new(world, hub, log, digest_every_ns))
+            }
+        };
+        let replay = ReplayDoor::new(incoming.source(), self.hub.clone());
+        let thread = VcpuThread::spawn(move || {
+            ordinary_this_thread();
+            let mut door = TakeoverDoor::new(replay, go_live);
+            let _ = say.send(FromVcpu::Done(machine.run(&mut door)));
+        })
+        .map_err(system("start the vCPU thread"))?;
+        let stream = EntryStream::new();
+        self.replica = Some(Replica { incoming, safepoints, stream, thread, vcpu, live, encoder, keeper, ended: None });
+        Ok(())
+    }
+
+    fn on_connected(&mut self, stream: TcpStream) -> Result<(), HostError> {
+        match Connection::new(stream) {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.feed(Input::Connected)
+            }
+            Err(_) => self.feed(Input::Disconnected),
+        }
+    }
+
+    fn on_arrived(&mut self, result: Result<(), ChannelError>) -> Result<(), HostError> {
+        let mut trouble: Option<Box<dyn std::error::Error>> = None;
+        match result {
+            Ok(()) => {
+                self.feed(Input::Heard)?;
+                self.tell_executed()?;
+            }
+            Err(error) => trouble = Some(error.into()),
+        }
+        while trouble.is_none() {
+            let Some(connection) = &mut self.connection else { return Ok(()) };
+            match connection.next_message() {
+                Ok(Some(received)) => match self.unpack(&received) {
+                    Ok(()) => self.feed(Input::Received(received.message))?,
+                    Err(error) => trouble = Some(error.into()),
+                },
+                Ok(None) => return Ok(()),
+                Err(error) => trouble = Some(error.into()),
+            }
+        }
+        if let Some(error) = trouble {
+            tracing::debug!(error = error.as_ref(), "the logging channel");
+            self.connection = None;
+            self.feed(Input::Disconnected)?;
+        }
+        Ok(())
+    }
+
+    /// Makes sense of the bulk *before* the protocol hears of the message: what cannot be replayed is not acknowledged.
+    fn unpack(&mut self, received: &Received) -> Result<(), crate::log::stream::StreamError> {
+        match &received.message {
+            Message::Boot => self.boot.clone_from(&received.bulk),
+            Message::Heartbeat { guest_clock_ns, .. } => {
+                self.clock.heard_ns.store(self.now(), SeqCst);
+                self.clock.guest_ns.store(*guest_clock_ns, SeqCst);
+            }
+            Message::Entries { first, count, .. } => {
+                let Some(replica) = &mut self.replica else { return Ok(()) };
+                replica.stream.begin(*first, *count)?;
+                self.entries.clear();
+                let mut rest = received.bulk.as_slice();
+                while let Some(entry) = replica.stream.next(&mut rest)? {
+                    self.entries.push(entry);
+                }
+                self.batch = Batch { first: *first, count: *count, bytes: received.bulk.clone() };
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn tell_executed(&mut self) -> Result<(), HostError> {
+        let Some(replica) = &self.replica else { return Ok(()) };
+        let (entries, stamp) = replica.incoming.executed();
+        self.feed(Input::Executed { entries, stamp })
+    }
+
+    fn on_done(&mut self, done: Result<EndReason, Halt>) -> Result<(), HostError> {
+        match done {
+            Ok(reason) => {
+                if let Some(replica) = &mut self.replica {
+                    replica.ended = Some(reason);
+                }
+                self.tell_executed()?;
+                self.feed(Input::GuestEnded)
+            }
+            Err(Halt::Diverged(divergence)) => {
+                let (entry, text) = (divergence.entry, divergence.to_string().into());
+                self.divergence = Some(divergence);
+                self.feed(Input::Diverged { entry, text })
+            }
+            Err(halt) => Err(halt.into()),
+        }
+    }
+
+    /// After the take-over: the log has no reader but the copy, if one is kept.
+    fn drain_log(&mut self) {
+        let Some(replica) = &mut self.replica else { return };
+        let Some((_, outgoing)) = replica.live.get() else { return };
+        if let Some(batch) = outgoing.take(Vec::new()) {
+            self.rate.add(batch.bytes.len() as u64);
+            if let Some(keeper) = &mut replica.keeper {
+                keeper.keep(batch);
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        let now = self.now();
+        let rate = self.rate.per_second();
+        let (protocol, replica) = (&self.protocol, &self.replica);
+        self.board.update(|status| {
+            status.state = protocol.state().name().into();
+            status.role = match protocol.state() {
+                State::Connecting { .. } | State::Loading | State::Ready | State::Following | State::Finishing => {
+                    Role::Backup
+                }
+                State::Asking(_) | State::GoingLive => Role::Waiting,
+                State::Live => Role::Unprotected,
+                State::Stopped(_) => Role::Retired,
+            };
+            status.generation = protocol.generation();
+            status.peer = protocol.peer().map(|peer| peer.host_name.clone());
+            status.log_bytes_per_s = rate;
+            status.entries = protocol.received();
+            status.execution_lag_entries = Some(protocol.received() - protocol.executed());
+            status.heartbeats_received = protocol.heartbeats();
+            status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
+            status.guest = match replica {
+                Some(Replica { ended: Some(reason), .. }) => GuestState::Ended(reason.to_string()),
+                Some(_) => GuestState::Running,
+                None => GuestState::Starting,
+            };
+            if let Some(replica) = replica {
+                status.instant_exits = replica.safepoints.exits();
+                status.instant_polls = replica.safepoints.count();
+            }
+        });
+    }
+
+    /// A machine that was loaded for a primary that went away before its guest ran.
+    fn drop_replica(&mut self) {
+        if let Some(replica) = self.replica.take() {
+            replica.incoming.abandon();
+            tokio::spawn(async move {
+                let mut vcpu = replica.vcpu;
+                super::vcpu_thread::stop(Some(replica.thread), &mut vcpu).await;
+            });
+        }
+    }
+
+    async fn finish(mut self, result: Result<(), HostError>) -> Result<BackupEnd, HostError> {
+        let ended = matches!(self.stopped, Some(StopReason::Ended));
+        if !ended {
+            self.hub.not_live(Role::Retired);
+            self.board.set_live(false);
+        }
+        self.report();
+        let mut log = None;
+        let mut reason = None;
+        if let Some(mut replica) = self.replica.take() {
+            replica.incoming.abandon();
+            if let Some((world, outgoing)) = replica.live.get() {
+                outgoing.close();
+                world.abandon();
+                world.end();
+            }
+            super::vcpu_thread::stop(Some(replica.thread), &mut replica.vcpu).await;
+            reason = replica.ended;
+            if let Some(keeper) = replica.keeper.take() {
+                let path = keeper.path().to_owned();
+                log = Some(keeper.close().map_err(|source| HostError::Keep { path, source })?);
+            }
+        }
+        result?;
+        let outcome = match (reason, self.stopped) {
+            (Some(reason), Some(StopReason::Ended)) => Outcome::Ended(reason),
+            (_, stopped) => Outcome::Stopped(stopped.unwrap_or(StopReason::Operator)),
+        };
+        Ok(BackupEnd { outcome, divergence: self.divergence, log })
+    }
+}

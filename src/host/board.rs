@@ -1,0 +1,108 @@
+//! What a host says about its machine: filled by the channel thread, read by `lockstep status`.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::console::hub::Hub;
+use crate::console::server::{ControlError, ControlHandler, Who};
+use crate::console::status::{GuestState, Status};
+
+/// The status of this host, and the operator's wish to stop.
+pub struct Board {
+    hub: Arc<Hub>,
+    status: Mutex<Status>,
+    began: Instant,
+    stop: Notify,
+    live: AtomicBool,
+}
+
+impl Board {
+    /// The board of the machine `vm` on `host`.
+    pub fn new(hub: Arc<Hub>, vm: &str, host: &str) -> Arc<Self> {
+        let status = Status { vm: vm.into(), host: host.into(), ..Status::default() };
+        Arc::new(Board {
+            hub,
+            status: Mutex::new(status),
+            began: Instant::now(),
+            stop: Notify::new(),
+            live: AtomicBool::new(false),
+        })
+    }
+
+    /// Changes what is said.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Whether this host runs the machine, so that a request to stop it is for this host.
+    pub fn set_live(&self, live: bool) {
+        self.live.store(live, SeqCst);
+    }
+
+    /// Asks this side of the machine to stop, whatever it is.
+    pub fn request_stop(&self) {
+        self.stop.notify_one();
+    }
+
+    /// Waits until somebody asks the machine to stop.
+    pub async fn stop_requested(&self) {
+        self.stop.notified().await;
+    }
+}
+
+impl ControlHandler for Board {
+    fn status(&self) -> Status {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        status.console = self.hub.console_status();
+        status.outputs_held = status.console.outputs_held;
+        status.uptime_ms = self.began.elapsed().as_millis() as u64;
+        status
+    }
+
+    fn stop(&self, who: &Who) -> Result<(), ControlError> {
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(status.guest, GuestState::Ended(_)) {
+            return Err(ControlError::Ended);
+        }
+        if !self.live.load(SeqCst) {
+            return Err(ControlError::NotLive(status.peer.clone()));
+        }
+        tracing::info!(who = %who.address, "asked to stop the machine");
+        self.stop.notify_one();
+        Ok(())
+    }
+}
+
+/// Bytes per second of a growing count, measured over about a second.
+#[derive(Debug)]
+pub struct Rate {
+    began: Instant,
+    bytes: u64,
+    per_second: u64,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Rate { began: Instant::now(), bytes: 0, per_second: 0 }
+    }
+}
+
+impl Rate {
+    /// Counts `bytes` more.
+    pub fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+    }
+
+    /// The rate of the last whole second.
+    pub fn per_second(&mut self) -> u64 {
+        let elapsed = self.began.elapsed().as_nanos() as u64;
+        if elapsed >= 1_000_000_000 {
+            self.per_second = (u128::from(self.bytes) * 1_000_000_000 / u128::from(elapsed)) as u64;
+            (self.began, self.bytes) = (Instant::now(), 0);
+        }
+        self.per_second
+    }
+}

@@ -1,0 +1,183 @@
+//! One connection of the logging channel: bytes to messages and back. Never blocks: what the socket does not take at once waits in
+//! the outbox, which the protocol's window bounds.
+
+use std::io;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::log::frame::{self, FrameError, FrameKind};
+use crate::replication::message::{Head, Kind, Message, MessageError};
+
+/// Bytes read from the socket at a time.
+const READ_BYTES: usize = 256 << 10;
+
+/// Why a connection cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The other side closed it, or the network broke.
+    #[error("the connection was closed")]
+    Closed,
+    /// The network failed.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// What came is no frame.
+    #[error("the peer sent what is no frame of the logging channel")]
+    Frame(#[from] FrameError),
+    /// A frame of the log file or the console port.
+    #[error("the peer sent a frame of kind {0:?}, which has no place on the logging channel")]
+    Kind(FrameKind),
+    /// A frame that is no message.
+    #[error("the peer sent a frame that is no message")]
+    Message(#[from] MessageError),
+}
+
+/// A message and the bulk that travelled with it.
+#[derive(Debug)]
+pub struct Received {
+    /// The message.
+    pub message: Message,
+    /// Boot or entries; empty for other kinds.
+    pub bulk: Vec<u8>,
+}
+
+/// One connection.
+pub struct Connection {
+    stream: TcpStream,
+    inbox: Vec<u8>,
+    /// Bytes at the front of the inbox that were dealt with.
+    used: usize,
+    outbox: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+fn frame_kind(kind: Kind) -> FrameKind {
+    match kind {
+        Kind::Boot => FrameKind::Boot,
+        Kind::Entries => FrameKind::Entries,
+        Kind::Hello => FrameKind::Hello,
+        Kind::Welcome => FrameKind::Welcome,
+        Kind::Refuse => FrameKind::Refuse,
+        Kind::Ack => FrameKind::Ack,
+        Kind::Horizon => FrameKind::Horizon,
+        Kind::Heartbeat => FrameKind::Heartbeat,
+        Kind::Diverged => FrameKind::Diverged,
+        Kind::Goodbye => FrameKind::Goodbye,
+    }
+}
+
+impl Connection {
+    /// Takes over a connected stream.
+    pub fn new(stream: TcpStream) -> io::Result<Self> {
+        secure(&stream)?;
+        Ok(Connection { stream, inbox: Vec::new(), used: 0, outbox: Vec::new(), payload: Vec::new() })
+    }
+
+    /// Sends a message with its bulk, as far as the socket takes it.
+    pub fn send(&mut self, message: &Message, bulk: &[u8]) -> Result<(), ChannelError> {
+        self.payload.clear();
+        let Head { kind, number, count } = message.encode(&mut self.payload);
+        self.payload.extend_from_slice(bulk);
+        frame::encode(frame_kind(kind), number, count, &self.payload, &mut self.outbox)?;
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<(), ChannelError> {
+        let mut sent = 0;
+        while sent < self.outbox.len() {
+            match self.stream.try_write(&self.outbox[sent..]) {
+                Ok(0) => return Err(ChannelError::Closed),
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.outbox.drain(..sent);
+        Ok(())
+    }
+
+    /// Bytes that wait for the socket.
+    pub fn waiting(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// Waits until something has arrived and reads what there is; sends what waits meanwhile.
+    pub async fn arrived(&mut self) -> Result<(), ChannelError> {
+        loop {
+            let interest =
+                if self.outbox.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+            let ready = self.stream.ready(interest).await?;
+            if ready.is_writable() && !self.outbox.is_empty() {
+                self.flush()?;
+            }
+            if ready.is_readable() && self.read()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads what is there. False: nothing was.
+    fn read(&mut self) -> Result<bool, ChannelError> {
+        self.inbox.drain(..std::mem::take(&mut self.used));
+        let before = self.inbox.len();
+        self.inbox.resize(before + READ_BYTES, 0);
+        let result = self.stream.try_read(&mut self.inbox[before..]);
+        self.inbox.truncate(before + *result.as_ref().unwrap_or(&0));
+        match result {
+            Ok(0) => Err(ChannelError::Closed),
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The next whole message that has arrived.
+    pub fn next_message(&mut self) -> Result<Option<Received>, ChannelError> {
+        let Some((frame, length)) = frame::parse(&self.inbox[self.used..])? else { return Ok(None) };
+        let kind =
+            Kind::ALL.into_iter().find(|kind| frame_kind(*kind) == frame.kind).ok_or(ChannelError::Kind(frame.kind))?;
+        let (message, bulk) = Message::decode(Head { kind, number: frame.number, count: frame.count }, frame.payload)?;
+        let received = Received { message, bulk: bulk.to_vec() };
+        self.used += length;
+        Ok(Some(received))
+    }
+}
+
+/// Makes a raw connection one that may be trusted. Encryption and authentication have their place here.
+fn secure(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)
+}
+
+/// Waits for `connection`, or for ever where there is none.
+pub async fn arrived(connection: &mut Option<Connection>) -> Result<(), ChannelError> {
+    match connection {
+        Some(connection) => connection.arrived().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Connection {
+    /// Sends what waits, then closes in an orderly way: unread input would otherwise have the kernel cut off what was sent last.
+    pub async fn close(mut self) {
+        let patience = std::time::Duration::from_secs(1);
+        let _ = tokio::time::timeout(patience, async {
+            while !self.outbox.is_empty() {
+                self.stream.writable().await?;
+                self.flush().map_err(io::Error::other)?;
+            }
+            let (reader, mut writer) = self.stream.into_split();
+            tokio::io::AsyncWriteExt::shutdown(&mut writer).await?;
+            let mut sink = [0; 4096];
+            loop {
+                reader.readable().await?;
+                match reader.try_read(&mut sink) {
+                    Ok(0) => return Ok(()),
+                    Ok(_) => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        })
+        .await;
+    }
+}

@@ -1,0 +1,82 @@
+//! A host's side of a machine: what joins the deterministic machine, its doors and the protocol to threads, files and
+//! sockets.
+//!
+//! One thread (tokio) carries the logging channel, the console port and the timers of the protocol; the vCPU thread runs the
+//! guest. They meet in [`outgoing`] (primary), [`incoming`] (backup), the [`World`](crate::backends::world::World) and the
+//! console's [`Hub`](crate::console::hub::Hub).
+#![allow(clippy::disallowed_methods, reason = "this is where the host's time enters")]
+
+pub mod backup;
+pub mod board;
+pub mod channel;
+pub mod file_log;
+pub mod incoming;
+pub mod keeper;
+pub mod outgoing;
+pub mod primary;
+pub mod referee;
+pub mod solo;
+pub mod vcpu_thread;
+
+use std::path::PathBuf;
+
+use crate::log::file::LogError;
+use crate::machine::MachineError;
+use crate::machine::doors::{EndReason, Halt};
+use crate::replication::StopReason;
+
+/// How one side of a pair came to its end.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The guest ended, live or in the replay, and everything it said has left.
+    Ended(EndReason),
+    /// The protocol stopped this side, and why.
+    Stopped(StopReason),
+}
+
+/// What a host can fail at.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The machine cannot be made.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The running machine failed.
+    #[error("the machine cannot go on")]
+    Halt(#[from] Halt),
+    /// The operating system refused something.
+    #[error("cannot {what}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The boot that the log starts from is out of bounds.
+    #[error("the guest cannot be sent to a backup")]
+    Boot(#[from] crate::log::boot::BootError),
+    /// The copy of the log.
+    #[error("cannot keep the log in {}", path.display())]
+    Keep {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: LogError,
+    },
+}
+
+/// How often to take a digest, and where to keep the log.
+#[derive(Clone, Debug)]
+pub struct Keeping {
+    /// Time between digests, in nanoseconds.
+    pub digest_every_ns: u64,
+    /// File for a copy of the log; `None`: none is kept.
+    pub file: Option<PathBuf>,
+    /// Size at which the file is given up, in bytes.
+    pub limit_bytes: u64,
+}
+
+pub(crate) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> HostError {
+    move |source| HostError::System { what, source }
+}

@@ -1,0 +1,114 @@
+//! The log on its way out of a live machine: the vCPU thread encodes each entry once, here; the channel thread takes the bytes
+//! away in batches, for the backup, a file, or nobody.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use tokio::sync::Notify;
+
+use crate::doors::live::Log;
+use crate::log::codec::Encoder;
+use crate::log::entry::Entry;
+use crate::machine::doors::Halt;
+
+/// Bytes that may wait here before the vCPU thread has to.
+const CAPACITY: usize = 1 << 20;
+
+/// Entries in order, encoded.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Number of the first one.
+    pub first: u64,
+    /// How many.
+    pub count: u32,
+    /// Their bytes.
+    pub bytes: Vec<u8>,
+}
+
+struct State {
+    encoder: Encoder,
+    batch: Batch,
+    next: u64,
+    /// The protocol has told the vCPU to wait.
+    stalled: bool,
+    /// Nobody takes batches any more: the machine is to stop.
+    closed: bool,
+}
+
+/// The meeting point of the vCPU thread and the channel.
+pub struct Outgoing {
+    state: Mutex<State>,
+    room: Condvar,
+    ready: Notify,
+}
+
+impl Outgoing {
+    /// A log that goes on after the entries that `encoder` has seen, the next of which has number `next`.
+    pub fn new(encoder: Encoder, next: u64) -> Arc<Self> {
+        let batch = Batch { first: next, ..Batch::default() };
+        let state = State { encoder, batch, next, stalled: false, closed: false };
+        Arc::new(Outgoing { state: Mutex::new(state), room: Condvar::new(), ready: Notify::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics while it holds this lock")
+    }
+
+    fn append(&self, entry: &Entry) -> Result<u64, Halt> {
+        let full = |state: &mut State| !state.closed && (state.stalled || state.batch.bytes.len() >= CAPACITY);
+        let mut state = self.room.wait_while(self.state(), full).expect("no thread panics while it holds this lock");
+        if state.closed {
+            return Err(Halt::Requested(entry.at));
+        }
+        let state = &mut *state;
+        state
+            .encoder
+            .encode(entry, &mut state.batch.bytes)
+            .map_err(|e| Halt::Failed { what: "encode a log entry", source: Box::new(e) })?;
+        state.batch.count += 1;
+        state.next += 1;
+        Ok(state.next - 1)
+    }
+
+    /// Channel: waits until there may be something to take.
+    pub async fn ready(&self) {
+        self.ready.notified().await;
+    }
+
+    /// Channel: what has come since the last call. `spare` is the buffer for what comes next.
+    pub fn take(&self, spare: Vec<u8>) -> Option<Batch> {
+        let mut state = self.state();
+        if state.batch.count == 0 {
+            return None;
+        }
+        let next = Batch { first: state.next, count: 0, bytes: spare };
+        let batch = std::mem::replace(&mut state.batch, next);
+        drop(state);
+        self.room.notify_all();
+        Some(batch)
+    }
+
+    /// Stalls the vCPU thread at its next entry, or lets it go on.
+    pub fn set_stalled(&self, stalled: bool) {
+        self.state().stalled = stalled;
+        self.room.notify_all();
+    }
+
+    /// The vCPU thread gets nothing more into this log.
+    pub fn close(&self) {
+        self.state().closed = true;
+        self.room.notify_all();
+    }
+}
+
+/// The vCPU thread's end of an [`Outgoing`].
+pub struct OutgoingLog(pub Arc<Outgoing>);
+
+impl Log for OutgoingLog {
+    const DIGESTS: bool = true;
+
+    fn append(&mut self, entry: Entry) -> Result<u64, Halt> {
+        let number = self.0.append(&entry)?;
+        self.0.ready.notify_one();
+        Ok(number)
+    }
+}

@@ -1,0 +1,109 @@
+//! A machine on one host without a partner: `run` and `record`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::board::Board;
+use super::vcpu_thread::{self, VcpuThread};
+use super::{HostError, system};
+use crate::backends::priority::ordinary_this_thread;
+use crate::backends::world::World;
+use crate::console::hub::{Hub, Protection};
+use crate::console::status::{GuestState, Role};
+use crate::doors::live::{LiveDoor, Log};
+use crate::machine::Machine;
+use crate::machine::doors::{EndReason, Halt};
+use crate::machine::instant::Instant;
+
+/// How long a guest has to reach an instant at which it can be stopped, after it was asked to stop.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How a machine on its own came to its end.
+#[derive(Debug)]
+pub struct SoloEnd<L> {
+    /// Why the guest ended; `None`: it was given up where it stood, since it reached no instant after it was asked to stop.
+    pub reason: Option<EndReason>,
+    /// Where it ended.
+    pub at: Instant,
+    /// The log, to be closed.
+    pub log: L,
+}
+
+/// Runs `machine` in the world, logging to `log`, until its guest ends or [`Board`] is asked to stop it.
+pub async fn run<L: Log + Send + 'static>(
+    mut machine: Machine,
+    log: L,
+    digest_every_ns: u64,
+    hub: Arc<Hub>,
+    board: Arc<Board>,
+) -> Result<SoloEnd<L>, HostError> {
+    let safepoints = machine.safepoints();
+    let world = World::new(safepoints.clone(), 0, 0);
+    let wake = world.clone();
+    hub.set_input_waker(Box::new(move || wake.input_waits()));
+    hub.go_live(0, Protection::Unprotected);
+    board.set_live(true);
+    board.update(|status| {
+        status.role = Role::Unprotected;
+        status.state = "alone".into();
+        status.guest = GuestState::Running;
+    });
+    let (say, mut done) = mpsc::unbounded_channel();
+    let thread = {
+        let (world, hub) = (world.clone(), hub.clone());
+        VcpuThread::spawn(move || {
+            ordinary_this_thread();
+            let mut door = LiveDoor::new(world, hub, log, digest_every_ns);
+            let result = machine.run(&mut door);
+            // Nobody listens any more only when the process is ending.
+            let _ = say.send((result, machine.at(), door.into_log()));
+        })
+        .map_err(system("start the vCPU thread"))?
+    };
+    let mut stopping = false;
+    let mut refresh = tokio::time::interval(Duration::from_millis(100));
+    let ended = loop {
+        tokio::select! {
+            ended = done.recv() => break ended,
+            () = board.stop_requested() => {
+                world.stop();
+                stopping = true;
+                refresh.reset_after(PATIENCE);
+            }
+            _ = refresh.tick() => {
+                if stopping {
+                    tracing::warn!("the guest reaches no safepoint and no exit: it is given up where it stands");
+                    world.abandon();
+                    thread.kick();
+                }
+                board.update(|status| {
+                    status.instant_exits = safepoints.exits();
+                    status.instant_polls = safepoints.count();
+                });
+            }
+        }
+    };
+    world.end();
+    vcpu_thread::stop::<_, ()>(Some(thread), &mut mpsc::unbounded_channel().1).await;
+    let Some((result, at, log)) = ended else {
+        return Err(HostError::System {
+            what: "run the machine",
+            source: std::io::Error::other("the vCPU thread panicked"),
+        });
+    };
+    let reason = match result {
+        Ok(reason) => Some(reason),
+        Err(Halt::Requested(_)) => None,
+        Err(halt) => return Err(halt.into()),
+    };
+    board.update(|status| {
+        let why = reason.as_ref().map_or("given up".into(), ToString::to_string);
+        status.guest = GuestState::Ended(why);
+    });
+    if reason.is_none() {
+        hub.not_live(Role::Retired);
+    }
+    Ok(SoloEnd { reason, at, log })
+}

@@ -1,0 +1,461 @@
+//! The log file: a boot frame, entries frames, and a close frame when the recording ended as it should.
+//! A file without the last is called incomplete and can be read up to its last whole frame: that is what
+//! a killed recorder leaves behind.
+
+use super::boot::{BootError, decode_boot, encode_boot};
+use super::codec::{CodecError, Encoder};
+use super::entry::Entry;
+use super::frame::{self, FrameError, FrameKind, HEADER_BYTES, Header};
+use super::stream::{EntryStream, StreamError};
+use crate::machine::snapshot::Boot;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Entries are gathered into frames of up to this many bytes.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// Why a log cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The file cannot be opened for reading.
+    #[error("cannot open the log {}", .path.display())]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file cannot be created.
+    #[error("cannot create the log {}", .path.display())]
+    Create {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Reading failed.
+    #[error("cannot read the log")]
+    Read(#[source] io::Error),
+    /// Writing failed.
+    #[error("cannot write the log")]
+    Write(#[source] io::Error),
+    /// An earlier write failed; the file ends with what was written before that.
+    #[error("the log ends with an earlier write that failed")]
+    Broken,
+    /// An entry cannot follow the ones before.
+    #[error("entry {number} cannot be logged")]
+    Encode {
+        /// The number it would have had.
+        number: u64,
+        /// What is wrong with it.
+        #[source]
+        source: CodecError,
+    },
+    /// Bytes that are no frame of this version, this many bytes into the log.
+    #[error("at byte {offset} of the log")]
+    Frame {
+        /// Where the frame begins.
+        offset: u64,
+        /// What is wrong with it.
+        #[source]
+        source: FrameError,
+    },
+    /// The log ends inside its boot frame, after this many bytes.
+    #[error("the log ends after {0} bytes, before its guest is described")]
+    CutBoot(u64),
+    /// The boot record cannot be read or written.
+    #[error("what the log starts from")]
+    Boot(#[from] BootError),
+    /// A frame of a kind that has no place there.
+    #[error("a {kind:?} frame at byte {offset} of the log, where none belongs")]
+    Unexpected {
+        /// Where the frame begins.
+        offset: u64,
+        /// Its kind.
+        kind: FrameKind,
+    },
+    /// The entries are not what the frames say.
+    #[error("in the log's entries")]
+    Stream(#[from] StreamError),
+    /// The close frame speaks of another number of entries.
+    #[error("the log was closed after {claimed} entries, but has {found}")]
+    WrongTotal {
+        /// What the close frame says.
+        claimed: u64,
+        /// How many there are.
+        found: u64,
+    },
+}
+
+/// Writes a log of entries that are already encoded, for a primary that encodes them once for file and
+/// channel.
+#[derive(Debug)]
+pub struct EncodedWriter<W: Write> {
+    out: W,
+    /// Number of the entry to be appended next.
+    next: u64,
+    /// The entries that make the next frame, encoded, and how many they are.
+    batch: Vec<u8>,
+    batch_entries: u32,
+    /// The last frame written; kept for its allocation.
+    frame: Vec<u8>,
+    /// Bytes written.
+    written: u64,
+    /// A write failed half way: whatever came behind it could not be read.
+    broken: bool,
+}
+
+impl EncodedWriter<File> {
+    /// Creates the file (an older one is lost) and writes what the log starts from.
+    pub fn create(path: &Path, boot: &Boot) -> Result<Self, LogError> {
+        Self::new(create(path)?, boot)
+    }
+}
+
+fn create(path: &Path) -> Result<File, LogError> {
+    File::create(path).map_err(|source| LogError::Create { path: path.to_owned(), source })
+}
+
+impl<W: Write> EncodedWriter<W> {
+    /// Starts a log on `out` with what it starts from.
+    pub fn new(out: W, boot: &Boot) -> Result<Self, LogError> {
+        let (batch, frame) = (Vec::with_capacity(BATCH_BYTES), Vec::new());
+        let mut writer = EncodedWriter { out, next: 0, batch, batch_entries: 0, frame, written: 0, broken: false };
+        writer.write_frame(FrameKind::Boot, 0, 0, &encode_boot(boot)?)?;
+        writer.frame = Vec::with_capacity(HEADER_BYTES + BATCH_BYTES);
+        Ok(writer)
+    }
+
+    /// Appends `count` entries, the first of which has the number `first`, as the log's one encoder wrote
+    /// them. They may stay in memory until [`flush`](Self::flush).
+    pub fn append(&mut self, first: u64, count: u32, bytes: &[u8]) -> Result<(), LogError> {
+        if first != self.next {
+            return Err(StreamError::Gap { expected: self.next, found: first }.into());
+        }
+        if bytes.len() > FrameKind::Entries.max_payload() {
+            let source = FrameError::TooLong { kind: FrameKind::Entries, length: bytes.len() };
+            return Err(LogError::Frame { offset: self.written, source });
+        }
+        if count == 0 {
+            return if bytes.is_empty() { Ok(()) } else { Err(StreamError::Empty(first).into()) };
+        }
+        if self.batch.len() + bytes.len() > BATCH_BYTES {
+            self.write_batch()?;
+        }
+        self.batch.extend_from_slice(bytes);
+        self.batch_entries += count;
+        self.next += u64::from(count);
+        Ok(())
+    }
+
+    /// Number of the entry to be appended next.
+    pub fn entries(&self) -> u64 {
+        self.next
+    }
+
+    /// Bytes written so far, frames and all.
+    pub fn written_bytes(&self) -> u64 {
+        self.written
+    }
+
+    /// Hands everything appended to the operating system.
+    pub fn flush(&mut self) -> Result<(), LogError> {
+        self.write_batch()?;
+        self.out.flush().map_err(LogError::Write)
+    }
+
+    /// Flushes, and marks the log as complete.
+    pub fn close(mut self) -> Result<(), LogError> {
+        self.write_batch()?;
+        self.write_frame(FrameKind::Close, self.next, 0, &[])?;
+        self.out.flush().map_err(LogError::Write)
+    }
+
+    fn write_batch(&mut self) -> Result<(), LogError> {
+        if self.batch.is_empty() {
+            return if self.broken { Err(LogError::Broken) } else { Ok(()) };
+        }
+        let (batch, count) = (std::mem::take(&mut self.batch), std::mem::take(&mut self.batch_entries));
+        let written = self.write_frame(FrameKind::Entries, self.next - u64::from(count), count, &batch);
+        self.batch = batch;
+        self.batch.clear();
+        written
+    }
+
+    fn write_frame(&mut self, kind: FrameKind, number: u64, count: u32, payload: &[u8]) -> Result<(), LogError> {
+        if self.broken {
+            return Err(LogError::Broken);
+        }
+        self.frame.clear();
+        let encoded = frame::encode(kind, number, count, payload, &mut self.frame);
+        encoded.map_err(|source| LogError::Frame { offset: self.written, source })?;
+        self.out.write_all(&self.frame).map_err(|error| {
+            self.broken = true;
+            LogError::Write(error)
+        })?;
+        self.written += self.frame.len() as u64;
+        Ok(())
+    }
+}
+
+impl<W: Write> Drop for EncodedWriter<W> {
+    /// A recorder that gives up leaves an incomplete log, but one with its last entries: they are what
+    /// its failure will be looked for in. Nobody is left to be told if that fails too.
+    fn drop(&mut self) {
+        let _ = self.flush();
+    }
+}
+
+/// Writes a log of entries.
+#[derive(Debug)]
+pub struct LogWriter<W: Write> {
+    out: EncodedWriter<W>,
+    encoder: Encoder,
+    encoded: Vec<u8>,
+}
+
+impl LogWriter<File> {
+    /// Creates the file (an older one is lost) and writes what the log starts from.
+    pub fn create(path: &Path, boot: &Boot) -> Result<Self, LogError> {
+        Self::new(create(path)?, boot)
+    }
+}
+
+impl<W: Write> LogWriter<W> {
+    /// Starts a log on `out` with what it starts from.
+    pub fn new(out: W, boot: &Boot) -> Result<Self, LogError> {
+        Ok(LogWriter { out: EncodedWriter::new(out, boot)?, encoder: Encoder::new(), encoded: Vec::new() })
+    }
+
+    /// Appends an entry and returns its number. It may stay in memory until [`flush`](Self::flush). An
+    /// entry that is refused ([`LogError::Encode`]) leaves the log as it was.
+    pub fn append(&mut self, entry: &Entry) -> Result<u64, LogError> {
+        let number = self.encoder.entries();
+        self.encoded.clear();
+        self.encoder.encode(entry, &mut self.encoded).map_err(|source| LogError::Encode { number, source })?;
+        self.out.append(number, 1, &self.encoded)?;
+        Ok(number)
+    }
+
+    /// Number of the entry to be appended next.
+    pub fn entries(&self) -> u64 {
+        self.out.entries()
+    }
+
+    /// Bytes written so far, frames and all.
+    pub fn written_bytes(&self) -> u64 {
+        self.out.written_bytes()
+    }
+
+    /// Hands everything appended to the operating system.
+    pub fn flush(&mut self) -> Result<(), LogError> {
+        self.out.flush()
+    }
+
+    /// Flushes, and marks the log as complete.
+    pub fn close(self) -> Result<(), LogError> {
+        self.out.close()
+    }
+}
+
+/// How a log ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With its close frame: the recording is complete.
+    Closed,
+    /// Without one: whoever recorded it did not finish.
+    Incomplete {
+        /// Bytes of a last frame that is cut and cannot be used.
+        cut_bytes: u64,
+    },
+}
+
+/// Reads a log, entry by entry.
+#[derive(Debug)]
+pub struct LogReader<R: Read> {
+    input: BufReader<R>,
+    boot: Boot,
+    /// Bytes of the boot frame.
+    boot_bytes: u64,
+    stream: EntryStream,
+    /// Bytes read up to and with the last whole frame.
+    offset: u64,
+    payload: Vec<u8>,
+    /// How much of `payload` has been decoded.
+    decoded: usize,
+    entry_bytes: u64,
+    ending: Option<Ending>,
+    failed: bool,
+}
+
+impl LogReader<File> {
+    /// Opens the file and reads what the log starts from.
+    pub fn open(path: &Path) -> Result<Self, LogError> {
+        let file = File::open(path).map_err(|source| LogError::Open { path: path.to_owned(), source })?;
+        Self::new(file)
+    }
+}
+
+impl<R: Read> LogReader<R> {
+    /// Reads what the log starts from. `input` is read in large pieces, and ahead.
+    pub fn new(input: R) -> Result<Self, LogError> {
+        let mut input = BufReader::with_capacity(BATCH_BYTES, input);
+        let mut payload = Vec::new();
+        match read_frame(&mut input, 0, &mut payload)? {
+            Next::Frame(Header { kind: FrameKind::Boot, .. }) => {}
+            Next::Frame(Header { kind, .. }) => return Err(LogError::Unexpected { offset: 0, kind }),
+            Next::Cut(bytes) => return Err(LogError::CutBoot(bytes)),
+        }
+        let (boot, boot_bytes) = (decode_boot(&payload)?, (HEADER_BYTES + payload.len()) as u64);
+        Ok(LogReader {
+            input,
+            boot,
+            boot_bytes,
+            stream: EntryStream::new(),
+            offset: boot_bytes,
+            payload: Vec::new(),
+            decoded: 0,
+            entry_bytes: 0,
+            ending: None,
+            failed: false,
+        })
+    }
+
+    /// What the log starts from.
+    pub fn boot(&self) -> &Boot {
+        &self.boot
+    }
+
+    /// The next entry; its number was [`entries`](Self::entries) before the call. `None` at the end of
+    /// the log (see [`ending`](Self::ending)), and after an error.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, LogError> {
+        if self.failed {
+            return Ok(None);
+        }
+        let entry = self.advance();
+        self.failed = entry.is_err();
+        entry
+    }
+
+    fn advance(&mut self) -> Result<Option<Entry>, LogError> {
+        loop {
+            let mut rest = &self.payload[self.decoded..];
+            let before = rest.len();
+            let entry = self.stream.next(&mut rest)?;
+            self.decoded += before - rest.len();
+            self.entry_bytes += (before - rest.len()) as u64;
+            if entry.is_some() || self.ending.is_some() {
+                return Ok(entry);
+            }
+            self.begin_frame()?;
+        }
+    }
+
+    /// Reads the next frame of entries, or the end of the log.
+    fn begin_frame(&mut self) -> Result<(), LogError> {
+        let offset = self.offset;
+        let header = match read_frame(&mut self.input, offset, &mut self.payload)? {
+            Next::Frame(header) => header,
+            Next::Cut(cut_bytes) => {
+                self.payload.clear();
+                self.decoded = 0;
+                self.ending = Some(Ending::Incomplete { cut_bytes });
+                return Ok(());
+            }
+        };
+        self.decoded = 0;
+        self.offset += (HEADER_BYTES + header.length) as u64;
+        match header.kind {
+            FrameKind::Entries => self.stream.begin(header.number, header.count)?,
+            FrameKind::Close => self.close(header)?,
+            kind => return Err(LogError::Unexpected { offset, kind }),
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, header: Header) -> Result<(), LogError> {
+        let (claimed, found) = (header.number, self.entries());
+        if claimed != found {
+            return Err(LogError::WrongTotal { claimed, found });
+        }
+        if header.length != 0 {
+            return Err(StreamError::Leftover { number: found, bytes: header.length }.into());
+        }
+        match read_frame(&mut self.input, self.offset, &mut self.payload)? {
+            Next::Cut(0) => {}
+            Next::Cut(bytes) => {
+                return Err(StreamError::Leftover { number: found, bytes: bytes as usize }.into());
+            }
+            Next::Frame(Header { kind, .. }) => return Err(LogError::Unexpected { offset: self.offset, kind }),
+        }
+        self.ending = Some(Ending::Closed);
+        Ok(())
+    }
+
+    /// Entries read so far: the number of the next one.
+    pub fn entries(&self) -> u64 {
+        self.stream.decoder().entries()
+    }
+
+    /// Bytes that the file spends on [`boot`](Self::boot), its frame included.
+    pub fn boot_bytes(&self) -> u64 {
+        self.boot_bytes
+    }
+
+    /// Bytes of the entries read so far, without frames.
+    pub fn entry_bytes(&self) -> u64 {
+        self.entry_bytes
+    }
+
+    /// Bytes read so far, boot and frames included.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// How the log ends; `None` until all entries have been read.
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending
+    }
+
+    /// Whether the log's end was reached, and is that of a complete recording.
+    pub fn complete(&self) -> bool {
+        self.ending == Some(Ending::Closed)
+    }
+}
+
+impl<R: Read> Iterator for LogReader<R> {
+    type Item = Result<Entry, LogError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_entry().transpose()
+    }
+}
+
+/// What comes next in a file.
+enum Next {
+    Frame(Header),
+    /// Its end, after this many bytes of a frame.
+    Cut(u64),
+}
+
+/// Reads a frame, its payload into `payload`. That grows as bytes arrive, not by what the header claims.
+fn read_frame(input: &mut impl Read, offset: u64, payload: &mut Vec<u8>) -> Result<Next, LogError> {
+    let named = |source| LogError::Frame { offset, source };
+    payload.clear();
+    let read = input.take(HEADER_BYTES as u64).read_to_end(payload).map_err(LogError::Read)?;
+    let Some(header) = payload.first_chunk::<HEADER_BYTES>() else {
+        return match frame::parse(payload) {
+            Ok(_) => Ok(Next::Cut(read as u64)),
+            Err(source) => Err(named(source)),
+        };
+    };
+    let header = Header::parse(header).map_err(named)?;
+    payload.clear();
+    let length = input.take(header.length as u64).read_to_end(payload).map_err(LogError::Read)?;
+    if length < header.length {
+        return Ok(Next::Cut((HEADER_BYTES + length) as u64));
+    }
+    header.check(payload).map_err(named)?;
+    Ok(Next::Frame(header))
+}

@@ -1,0 +1,47 @@
+//! Guest memory: one slot from guest-physical 0.
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+/// Guest memory is a whole number of these, in bytes.
+pub const GRANULE: u64 = 2 << 20;
+/// The most memory a guest can have: what lies below the paravirtual page.
+pub const MAX: u64 = 3 << 30;
+/// The least.
+pub const MIN: u64 = 8 << 20;
+
+/// A size of guest memory that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Out of range or not whole.
+    #[error("guest memory must be 8 MiB to 3072 MiB and a multiple of 2 MiB, not {0} bytes")]
+    Size(u64),
+    /// The host would not map it.
+    #[error("cannot map {size} bytes for the guest's memory")]
+    Map {
+        /// What was asked for.
+        size: u64,
+        /// Why not.
+        #[source]
+        source: vm_memory::mmap::FromRangesError,
+    },
+}
+
+/// Maps zeroed guest memory of `size` bytes.
+pub fn map(size: u64) -> Result<GuestMemoryMmap, MemoryError> {
+    if !(MIN..=MAX).contains(&size) || !size.is_multiple_of(GRANULE) {
+        return Err(MemoryError::Size(size));
+    }
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size as usize)])
+        .map_err(|source| MemoryError::Map { size, source })
+}
+
+/// The bytes of page number `page` as they are now, if it lies in memory. Only while the guest does not run.
+pub fn page(memory: &GuestMemoryMmap, page: usize) -> Option<&[u8]> {
+    let address = GuestAddress((page as u64) << 12);
+    memory.check_range(address, 4096).then(|| {
+        let host = memory.get_host_address(address).expect("checked just now");
+        // SAFETY: the 4096 bytes at `host` lie in guest memory, which is mapped as long as `memory` lives. Callers
+        // hold the only vCPU stopped, so nobody writes meanwhile but the `limit` of the safepoint page, which is never read here.
+        unsafe { std::slice::from_raw_parts(host, 4096) }
+    })
+}

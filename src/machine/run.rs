@@ -1,0 +1,317 @@
+//! The machine: runs the guest from instant to instant, and asks at the doors.
+//!
+//! ```text
+//!          ┌────────────────────────── settle at an instant ─────────────────────────┐
+//!          │  set the limit → next event? ──yes──► deliver it ──► again              │
+//!          │                      │ no                                               │
+//!          │                      ▼                                                  │
+//!          │  inject a pending interrupt, or ask for the window                      │
+//!          └──────────────────────┬──────────────────────────────────────────────────┘
+//!                                 ▼
+//!                              KVM_RUN ──► exit: exits += 1, devices act  ──► settle
+//!                                      ──► doorbell: nothing counted      ──► settle
+//!                                      ──► interrupt window: inject       ──► KVM_RUN
+//!                                      ──► signal: ask the door           ──► KVM_RUN
+//! ```
+
+use vm_memory::GuestMemoryMmap;
+
+use super::boot::{self, BootError};
+use super::digest::Digest;
+use super::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
+use super::instant::Instant;
+use super::memory::{self, MemoryError};
+use super::memory_digest::MemoryDigest;
+use super::safepoint::{NO_LIMIT, Safepoints};
+use super::snapshot::Boot;
+use super::vcpu::{Exit, KvmError, Vcpu};
+use crate::devices::Devices;
+use lockstep_abi::pv;
+
+/// A machine that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The guest image or its boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// Whether a machine can take digests. Tracking costs a page fault for each page written between two digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// No digests: an unprotected run.
+    Off,
+    /// Digests.
+    On,
+}
+
+/// What the last exit left half done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    None,
+    Read,
+    Write,
+}
+
+/// The deterministic machine: one vCPU, its memory, its devices.
+pub struct Machine {
+    vcpu: Vcpu,
+    memory: GuestMemoryMmap,
+    devices: Devices,
+    safepoints: Safepoints,
+    at: Instant,
+    /// The last exit was `hlt` and no interrupt has come since.
+    halted: bool,
+    access: Access,
+    /// With tracking: the digest of memory, and the pages to look at beside KVM's dirty log.
+    digests: Option<(MemoryDigest, Vec<u64>)>,
+}
+
+impl Machine {
+    /// Makes the machine that `boot` describes, ready to run its first instruction.
+    pub fn new(boot: &Boot, tracking: Tracking) -> Result<Self, MachineError> {
+        let memory = memory::map(boot.memory_bytes)?;
+        let mut vcpu = Vcpu::new(memory.clone(), &boot.cpuid, tracking == Tracking::On)?;
+        let loaded = boot::load(boot, &memory)?;
+        vcpu.enter_at(loaded.entry)?;
+        let digests = (tracking == Tracking::On).then(|| {
+            let pages = (boot.memory_bytes >> 12) as usize;
+            let mut written = vec![0u64; pages.div_ceil(64)];
+            for page in 0..loaded.end.div_ceil(4096) as usize {
+                if let Some(word) = written.get_mut(page / 64) {
+                    *word |= 1 << (page % 64);
+                }
+            }
+            (MemoryDigest::new(pages), written)
+        });
+        Ok(Machine {
+            vcpu,
+            safepoints: Safepoints::new(memory.clone()),
+            memory,
+            devices: Devices::new(boot.boot_time_ns),
+            at: Instant::BOOT,
+            halted: false,
+            access: Access::None,
+            digests,
+        })
+    }
+
+    /// The handle to the guest's safepoint page.
+    pub fn safepoints(&self) -> Safepoints {
+        self.safepoints.clone()
+    }
+
+    /// Where the machine stands.
+    pub fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// Runs the guest until it ends. An error leaves the machine where a further run would be wrong.
+    pub fn run<D: Inputs + Outputs>(&mut self, door: &mut D) -> Result<EndReason, Halt> {
+        let reason = loop {
+            if let Some(reason) = self.settle(door)? {
+                break reason;
+            }
+            if let Some(reason) = self.execute(door)? {
+                break reason;
+            }
+        };
+        door.ended(self.at, &reason)?;
+        Ok(reason)
+    }
+
+    /// Delivers all events due at this instant, and the interrupt that the guest can take.
+    fn settle<D: Inputs + Outputs>(&mut self, door: &mut D) -> Result<Option<EndReason>, Halt> {
+        loop {
+            // The limit first, the question after it: an event that comes in between rings.
+            let until = door.run_until(self.at)?;
+            self.safepoints.set_limit(match until {
+                Until::Exit => NO_LIMIT,
+                Until::Poll(count) => count,
+            });
+            let pending = self.devices.pic.pending();
+            if self.halted && !self.vcpu.interrupts_on() {
+                return Ok(Some(EndReason::HaltedForever));
+            }
+            let ready = Readiness {
+                idle: self.halted && !pending,
+                console_room: self.devices.uart.room(),
+                timer_period_ns: self.devices.pit.period_ns(),
+            };
+            match door.event(self.at, ready)? {
+                Some(Event::Tick) => self.devices.tick(),
+                Some(Event::Console(input)) => self.devices.receive(&input.bytes),
+                Some(Event::Digest) => {
+                    let digest = self.digest().map_err(failed("take a digest"))?;
+                    door.digest(self.at, digest)?;
+                }
+                Some(Event::Stop) => return Ok(Some(EndReason::Stopped)),
+                None if self.halted && !pending => {} // nothing yet: ask again
+                None => break,
+            }
+        }
+        self.deliver_interrupt().map_err(failed("inject an interrupt"))?;
+        Ok(None)
+    }
+
+    fn deliver_interrupt(&mut self) -> Result<(), KvmError> {
+        let mut pending = self.devices.pic.pending();
+        if pending {
+            if self.access == Access::Read {
+                // The instruction that reads is still under way; it must be over before the interrupt is taken.
+                self.complete_access()?;
+            }
+            if self.vcpu.accepts_interrupt() {
+                let vector = self.devices.pic.acknowledge();
+                self.vcpu.inject(vector)?;
+                self.halted = false;
+                pending = self.devices.pic.pending();
+            }
+        }
+        self.vcpu.request_window(pending);
+        Ok(())
+    }
+
+    fn complete_access(&mut self) -> Result<(), KvmError> {
+        if self.access != Access::None {
+            self.access = Access::None;
+            self.vcpu.complete_access()?;
+        }
+        Ok(())
+    }
+
+    /// Runs the guest to its next instant. `Some` if it has ended.
+    fn execute<D: Inputs + Outputs>(&mut self, door: &mut D) -> Result<Option<EndReason>, Halt> {
+        loop {
+            let exit = self.vcpu.run().map_err(failed("run the vCPU"))?;
+            match exit {
+                Exit::Interrupted => {
+                    door.interrupted(self.at)?;
+                    continue;
+                }
+                Exit::InterruptWindow => {
+                    self.access = Access::None;
+                    self.deliver_interrupt().map_err(failed("inject an interrupt"))?;
+                    continue;
+                }
+                Exit::MmioWrite { address, .. } if address == pv::BASE + pv::DOORBELL => {
+                    self.access = Access::Write;
+                    let count = self.safepoints.count();
+                    if count > self.at.polls {
+                        self.at.polls = count;
+                    } else {
+                        // Rung without a safepoint: an access like any other.
+                        self.at.exits += 1;
+                    }
+                    self.safepoints.set_exits(self.at.exits);
+                    return Ok(None);
+                }
+                _ => {}
+            }
+            let count = self.safepoints.count();
+            if count < self.at.polls {
+                return Ok(Some(EndReason::SafepointsWentBack));
+            }
+            self.at = Instant::new(self.at.exits + 1, count);
+            self.safepoints.set_exits(self.at.exits);
+            let at = self.at;
+            self.access = Access::None;
+            match exit {
+                Exit::PortRead { port, size, data } => {
+                    self.access = Access::Read;
+                    for element in data.chunks_mut(size.max(1)) {
+                        for (i, byte) in element.iter_mut().enumerate() {
+                            *byte = self.devices.read_port(at, port.wrapping_add(i as u16), door)?;
+                        }
+                    }
+                }
+                Exit::PortWrite { port, size, data } => {
+                    self.access = Access::Write;
+                    for element in data.chunks(size.max(1)) {
+                        for (i, &byte) in element.iter().enumerate() {
+                            self.devices.write_port(at, port.wrapping_add(i as u16), byte, door)?;
+                        }
+                    }
+                    let sent = self.devices.uart.transmitted();
+                    if !sent.is_empty() {
+                        door.console(at, sent)?;
+                        sent.clear();
+                    }
+                    if let Some(code) = self.devices.exit_code {
+                        return Ok(Some(EndReason::Exit(code)));
+                    }
+                }
+                Exit::MmioRead { address, data } => {
+                    self.access = Access::Read;
+                    match address.checked_sub(pv::BASE).filter(|&offset| offset < pv::SIZE) {
+                        Some(offset) => self.devices.pv.read(at, offset, data, door)?,
+                        None => data.fill(0xff),
+                    }
+                }
+                Exit::MmioWrite { address, data } => {
+                    self.access = Access::Write;
+                    let offset = address.checked_sub(pv::BASE).filter(|&offset| offset < pv::SIZE);
+                    if let Some(page) = offset.and_then(|offset| self.devices.pv.asks_for_page(offset, data)) {
+                        self.name_safepoint_page(page);
+                    }
+                }
+                Exit::Halt => self.halted = true,
+                Exit::Shutdown => return Ok(Some(EndReason::TripleFault)),
+                Exit::CannotExecute => return Ok(Some(EndReason::CannotExecute(self.vcpu.instruction_pointer()))),
+                Exit::Interrupted | Exit::InterruptWindow => unreachable!("handled above"),
+            }
+            return Ok(None);
+        }
+    }
+
+    /// The guest names its safepoint page. Refused, as a register ignores a bad value, unless it is a page of guest memory.
+    fn name_safepoint_page(&mut self, page: u64) {
+        if self.safepoints.set_page(page) {
+            // The old page is memory like any other again, and the new one no longer.
+            if let Some((_, written)) = &mut self.digests {
+                for address in [self.devices.pv.safepoint_page, page] {
+                    let index = (address >> 12) as usize;
+                    written[index / 64] |= 1 << (index % 64);
+                }
+            }
+            self.devices.pv.safepoint_page = page;
+        }
+    }
+
+    /// A digest of the whole machine, here and now.
+    fn digest(&mut self) -> Result<Digest, KvmError> {
+        self.complete_access()?;
+        let safepoint_page = self.safepoints.page().map(|address| (address >> 12) as usize);
+        let (memory, pages) = match &mut self.digests {
+            None => (0, Vec::new()),
+            Some((digest, written)) => {
+                let mut dirty = self.vcpu.take_dirty()?;
+                for (word, extra) in dirty.iter_mut().zip(written.iter_mut()) {
+                    *word |= std::mem::take(extra);
+                }
+                let pages = digest.update(&dirty, |page| {
+                    if Some(page) == safepoint_page { None } else { memory::page(&self.memory, page) }
+                });
+                (digest.total(), pages)
+            }
+        };
+        Ok(Digest {
+            memory,
+            registers: self.vcpu.registers()?,
+            system: self.vcpu.system_hash()?,
+            fpu: self.vcpu.fpu_hash()?,
+            devices: self.devices.digest(),
+            pages,
+        })
+    }
+}
+
+fn failed(what: &'static str) -> impl FnOnce(KvmError) -> Halt {
+    move |source| Halt::Failed { what, source: Box::new(source) }
+}

@@ -1,0 +1,96 @@
+//! The safepoint page as the host sees it: the count that the guest increments, and the limit at which it
+//! rings the doorbell. Shared by all threads of the host: reading the count and moving the limit cost
+//! the guest nothing and need no signal.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::instant::Instant;
+use lockstep_abi::safepoint::{COUNT, LIMIT};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+/// A limit that no count reaches.
+pub const NO_LIMIT: u64 = u64::MAX;
+
+/// Size of a page of guest memory, in bytes.
+pub const PAGE: u64 = 4096;
+
+/// Handle to a guest's safepoint page, which the guest names at run time.
+#[derive(Clone)]
+pub struct Safepoints {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    memory: GuestMemoryMmap,
+    /// Guest-physical address of the page; 0: none.
+    page: AtomicU64,
+    /// Exits counted so far, for readers that want a whole instant.
+    exits: AtomicU64,
+}
+
+impl Safepoints {
+    /// A handle for a guest in `memory` that has not named its page yet.
+    pub fn new(memory: GuestMemoryMmap) -> Self {
+        Safepoints { inner: Arc::new(Inner { memory, page: AtomicU64::new(0), exits: AtomicU64::new(0) }) }
+    }
+
+    /// Takes `address` for the guest's safepoint page. Refused (false) unless it is a whole page of guest memory, or 0.
+    pub fn set_page(&self, address: u64) -> bool {
+        let fits = address.is_multiple_of(PAGE)
+            && address.checked_add(PAGE - 1).is_some_and(|last| self.inner.memory.address_in_range(GuestAddress(last)));
+        if fits {
+            self.inner.page.store(address, Ordering::SeqCst);
+        }
+        fits
+    }
+
+    /// Guest-physical address of the page, if the guest has named one.
+    pub fn page(&self) -> Option<u64> {
+        Some(self.inner.page.load(Ordering::SeqCst)).filter(|&page| page != 0)
+    }
+
+    fn word(&self, offset: u64) -> Option<&AtomicU64> {
+        let address = GuestAddress(self.page()?).unchecked_add(offset);
+        let host = self.inner.memory.get_host_address(address).ok()?;
+        // SAFETY: `set_page` checked that the whole page lies in guest memory, which is mapped as long as
+        // `inner.memory` lives and is page aligned, so the word is mapped and aligned. The guest and other
+        // threads access it concurrently; all accesses of the host are atomic.
+        Some(unsafe { AtomicU64::from_ptr(host.cast::<u64>()) })
+    }
+
+    /// Safepoints passed so far; 0 without a page.
+    pub fn count(&self) -> u64 {
+        self.word(COUNT).map_or(0, |word| word.load(Ordering::SeqCst))
+    }
+
+    /// Has the guest ring the doorbell at the first safepoint whose count is `limit` or more.
+    pub fn set_limit(&self, limit: u64) {
+        if let Some(word) = self.word(LIMIT) {
+            word.store(limit, Ordering::SeqCst);
+        }
+    }
+
+    /// Has the guest ring the doorbell at its next safepoint.
+    pub fn ring(&self) {
+        self.set_limit(0);
+    }
+
+    /// Exits counted so far.
+    pub fn exits(&self) -> u64 {
+        self.inner.exits.load(Ordering::SeqCst)
+    }
+
+    /// A recent instant that the guest has left behind, if it passes safepoints: every event at or before it has been delivered.
+    /// (The guest may stand at its present count this very moment, and an event may be on its way to it there.)
+    pub fn passed(&self) -> Option<Instant> {
+        let exits = self.exits();
+        let polls = self.count().checked_sub(1)?;
+        (self.exits() == exits).then_some(Instant::new(exits, polls))
+    }
+
+    /// The vCPU thread counted an exit.
+    pub(crate) fn set_exits(&self, exits: u64) {
+        self.inner.exits.store(exits, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,124 @@
+//! Silence and heartbeats: one connection as a state machine sees it.
+//!
+//! Silence is measured from the last message *processed*, and is checked before the next one is. A process that was
+//! stopped and wakes up therefore suspects first, and whatever waited in its buffers comes too late; no rule
+//! for time jumps is needed beside this one.
+
+/// How far a connection has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// There is none.
+    Down,
+    /// There is one, and nobody has introduced himself.
+    Open,
+    /// Introduced: heartbeats go out.
+    Greeted,
+}
+
+/// A number that is shown and that no decision reads: equal to every other, so that states that differ only
+/// in it are one state to a model checker.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Observed(pub u64);
+
+impl PartialEq for Observed {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Observed {}
+
+impl std::hash::Hash for Observed {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
+}
+
+/// One connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Link {
+    phase: Phase,
+    /// When something was last heard, ns.
+    heard_at: u64,
+    /// When the next heartbeat is due, ns.
+    beat_at: u64,
+    /// Heartbeats heard, ever.
+    pub(super) heartbeats: Observed,
+}
+
+impl Link {
+    /// No connection.
+    pub fn down() -> Self {
+        Link { phase: Phase::Down, heard_at: 0, beat_at: 0, heartbeats: Observed(0) }
+    }
+
+    /// A new connection; it replaces what was there.
+    pub fn open(&mut self, now: u64) {
+        self.phase = Phase::Open;
+        self.heard_at = now;
+    }
+
+    /// The other side is known: heartbeats begin, the first at once.
+    pub fn greet(&mut self, now: u64) {
+        self.phase = Phase::Greeted;
+        self.beat_at = now;
+    }
+
+    /// The connection is gone. Returns whether there was one.
+    pub fn close(&mut self) -> bool {
+        let was_up = self.is_up();
+        self.phase = Phase::Down;
+        // Times of a link that is down mean nothing; equal states should be equal.
+        self.heard_at = 0;
+        self.beat_at = 0;
+        was_up
+    }
+
+    /// Whether there is a connection.
+    pub fn is_up(&self) -> bool {
+        match self.phase {
+            Phase::Down => false,
+            Phase::Open | Phase::Greeted => true,
+        }
+    }
+
+    /// How far the connection has got.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Something was heard.
+    pub fn heard(&mut self, now: u64) {
+        if self.is_up() {
+            self.heard_at = now;
+        }
+    }
+
+    /// When something was last heard, ns; `None` without a connection.
+    pub fn heard_at(&self) -> Option<u64> {
+        self.is_up().then_some(self.heard_at)
+    }
+
+    /// The silence, if it has lasted too long.
+    pub fn silence(&self, now: u64, timeout_ns: u64) -> Option<u64> {
+        let silence = now.saturating_sub(self.heard_at);
+        (self.is_up() && silence >= timeout_ns).then_some(silence)
+    }
+
+    /// Whether a heartbeat is due; if so, the next one is due an interval from now.
+    pub fn beat(&mut self, now: u64, heartbeat_ns: u64) -> bool {
+        let due = self.phase == Phase::Greeted && now >= self.beat_at;
+        if due {
+            self.beat_at = now.saturating_add(heartbeat_ns);
+        }
+        due
+    }
+
+    /// When this connection needs attention next, ns.
+    pub fn deadline(&self, timeout_ns: u64) -> Option<u64> {
+        let silent_at = self.heard_at.saturating_add(timeout_ns);
+        match self.phase {
+            Phase::Down => None,
+            Phase::Open => Some(silent_at),
+            Phase::Greeted => Some(silent_at.min(self.beat_at)),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What the simulator's hosts run and what its world has seen: a tiny deterministic guest, and the checker of the
+//! promises.
+
+pub mod world;
+
+use std::collections::BTreeMap;
+
+/// SplitMix64: one seed, one run.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Rng(mix(seed))
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+
+    /// A number in `low..high`.
+    pub fn range(&mut self, low: u64, high: u64) -> u64 {
+        low + self.next() % (high - low)
+    }
+
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.next() % n == 0
+    }
+}
+
+fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// An entry of the simulated log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Something that somebody chose.
+    Event(u64),
+    /// An output; its content follows from all entries before it.
+    Output(u64),
+}
+
+impl Entry {
+    pub const BYTES: usize = 9;
+
+    pub fn encode(self, bytes: &mut Vec<u8>) {
+        let (kind, value) = match self {
+            Entry::Event(value) => (0, value),
+            Entry::Output(value) => (1, value),
+        };
+        bytes.push(kind);
+        bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    pub fn decode(bytes: &[u8]) -> Entry {
+        let value = u64::from_le_bytes(bytes[1..].try_into().unwrap());
+        if bytes[0] == 0 { Entry::Event(value) } else { Entry::Output(value) }
+    }
+}
+
+/// The guest: everything it does follows from the entries it has passed.
+#[derive(Clone, Debug, Default)]
+pub struct Guest {
+    pub passed: u64,
+    hash: u64,
+    /// Entry number and content of each output, by position.
+    pub outputs: Vec<(u64, u64)>,
+}
+
+impl Guest {
+    pub fn event(&mut self, value: u64) -> Entry {
+        self.hash = mix(self.hash ^ value);
+        self.passed += 1;
+        Entry::Event(value)
+    }
+
+    pub fn output(&mut self) -> Entry {
+        let content = mix(self.hash ^ self.passed);
+        self.outputs.push((self.passed, content));
+        self.hash = mix(content);
+        self.passed += 1;
+        Entry::Output(content)
+    }
+
+    pub fn replay(&mut self, entry: Entry) {
+        let made = match entry {
+            Entry::Event(value) => self.event(value),
+            Entry::Output(_) => self.output(),
+        };
+        assert_eq!(made, entry, "the simulated guest is not deterministic");
+    }
+}
+
+/// Which host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    P,
+    B,
+}
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Broken {
+    /// Both hosts live.
+    TwoLive,
+    /// An output left that the backup did not hold, while the backup might have been the survivor.
+    ReleasedUnheld,
+    /// An output left with another content than it had before.
+    Contradicted,
+    /// An output left before one that comes earlier.
+    OutOfOrder,
+    /// The survivor's history lacks an output that had left.
+    Lost,
+    /// An output left a host that had given its peer up and not won.
+    ReleasedWhileAsking,
+    /// An output left a host that had slept longer than the time-out.
+    ReleasedAfterSleep,
+    /// Something was sent by a backup that had given up its primary.
+    SentAfterSuspicion,
+    /// Faults over, and nothing came of it.
+    NoProgress(String),
+}
+
+/// What the outside world has seen.
+#[derive(Debug, Default)]
+pub struct Checker {
+    /// Content of each output that has left, by position.
+    seen: Vec<u64>,
+    pub broken: BTreeMap<Broken, u64>,
+}
+
+impl Checker {
+    pub fn broke(&mut self, what: Broken, now: u64) {
+        self.broken.entry(what).or_insert(now);
+    }
+
+    pub fn expect(&mut self, promise: bool, otherwise: Broken, now: u64) {
+        if !promise {
+            self.broke(otherwise, now);
+        }
+    }
+
+    /// The output at `position` leaves a host.
+    pub fn on_release(&mut self, now: u64, position: usize, content: u64) {
+        match self.seen.get(position) {
+            Some(&before) => self.expect(before == content, Broken::Contradicted, now),
+            None if position == self.seen.len() => self.seen.push(content),
+            None => self.broke(Broken::OutOfOrder, now),
+        }
+    }
+
+    /// A backup goes on from this history.
+    pub fn on_survivor(&mut self, now: u64, history: &[Entry]) {
+        let outputs = history.iter().filter_map(|entry| match entry {
+            Entry::Output(content) => Some(*content),
+            Entry::Event(_) => None,
+        });
+        let held = outputs.zip(&self.seen).filter(|(held, seen)| held == *seen).count();
+        self.expect(held == self.seen.len(), Broken::Lost, now);
+    }
+
+    pub fn outputs_seen(&self) -> usize {
+        self.seen.len()
+    }
+}

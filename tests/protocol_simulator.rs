@@ -1,0 +1,119 @@
+//! Promise: whatever dies, sleeps or is cut off, at most one host lives, no output that has left is lost or
+//! contradicted, and once the faults are over the guest goes on. The real state machines, ten thousand
+//! seeded schedules of faults, and the proof that the checker bites.
+//!
+//! `LOCKSTEP_SEED=N` runs one schedule and prints it; `LOCKSTEP_SEEDS=N` runs so many.
+
+mod protocol;
+
+use protocol::Broken;
+use protocol::world::{Plant, World};
+use std::collections::BTreeMap;
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
+fn run(seed: u64, plant: Plant, trace: bool) -> World {
+    let mut world = World::new(seed, plant, trace);
+    world.run();
+    world
+}
+
+#[test]
+fn ten_thousand_schedules_keep_every_promise() {
+    if let Some(seed) = from_environment("LOCKSTEP_SEED") {
+        let world = run(seed, Plant::Nothing, true);
+        println!("facts: {:#?}", world.facts);
+        assert!(world.checker.broken.is_empty(), "seed {seed}: {:?}", world.checker.broken);
+        return;
+    }
+    let seeds = from_environment("LOCKSTEP_SEEDS").unwrap_or(10_000);
+    let mut facts: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in 0..seeds {
+        let world = run(seed, Plant::Nothing, false);
+        let broken = &world.checker.broken;
+        assert!(
+            broken.is_empty(),
+            "seed {seed} broke {broken:?}; to see it: \
+             LOCKSTEP_SEED={seed} cargo test --test protocol_simulator ten_thousand -- --nocapture"
+        );
+        for fact in world.facts.keys() {
+            *facts.entry(fact).or_default() += 1;
+        }
+    }
+    println!("of {seeds} schedules: {facts:#?}");
+    // The faults strike and each way out is taken, else the promises above say nothing.
+    for fact in [
+        "a host dies",
+        "a connection breaks",
+        "a cable is cut",
+        "the arbiter is not reachable",
+        "a verdict gets lost",
+        "a backup goes live",
+        "a backup takes over from a dead primary",
+        "a backup gives up a primary that is not dead",
+        "the primary goes on alone",
+        "a side loses at the arbiter and stops",
+        "a protected primary wakes from a long sleep",
+        "a process wakes from a long sleep",
+        "a late backup is refused",
+        "the log's window fills",
+        "a guest ends",
+    ] {
+        let times = facts.get(fact).copied().unwrap_or(0);
+        assert!(times >= seeds / 1000, "`{fact}` in only {times} of {seeds} schedules");
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 0..50 {
+        let summary = |world: World| (world.facts, world.checker.outputs_seen());
+        assert_eq!(summary(run(seed, Plant::Nothing, false)), summary(run(seed, Plant::Nothing, false)));
+    }
+}
+
+/// How many of 2,000 schedules catch the mistake, by what they find.
+fn catches(plant: Plant) -> BTreeMap<Broken, u64> {
+    let mut caught = BTreeMap::new();
+    for seed in 0..2_000 {
+        for what in run(seed, plant, false).checker.broken.into_keys() {
+            let what = if let Broken::NoProgress(_) = what { Broken::NoProgress(String::new()) } else { what };
+            *caught.entry(what).or_default() += 1;
+        }
+    }
+    println!("{plant:?}: {caught:?}");
+    caught
+}
+
+#[test]
+fn the_checker_finds_outputs_that_leave_before_they_are_acknowledged() {
+    assert!(catches(Plant::ReleaseOnSent).contains_key(&Broken::ReleasedUnheld));
+}
+
+#[test]
+fn the_checker_finds_hosts_that_do_not_ask_the_arbiter() {
+    assert!(catches(Plant::SkipArbiter).contains_key(&Broken::TwoLive));
+}
+
+#[test]
+fn the_checker_finds_acknowledgements_after_the_suspicion() {
+    let caught = catches(Plant::AckAfterSuspicion);
+    assert!(caught.contains_key(&Broken::ReleasedUnheld));
+}
+
+#[test]
+fn the_checker_finds_a_primary_that_does_not_notice_its_sleep() {
+    assert!(catches(Plant::IgnoreTimeJump).contains_key(&Broken::ReleasedAfterSleep));
+}
+
+#[test]
+fn the_checker_finds_a_backup_that_goes_live_too_early() {
+    assert!(catches(Plant::ForgetTail).contains_key(&Broken::Lost));
+}
+
+#[test]
+fn the_checker_finds_outputs_that_leave_while_the_arbiter_is_asked() {
+    assert!(catches(Plant::IgnoreHold).contains_key(&Broken::ReleasedWhileAsking));
+}
