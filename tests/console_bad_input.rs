@@ -79,8 +79,15 @@ impl Damage {
 
 fn client_messages() -> Vec<u8> {
     let mut bytes = Vec::new();
-    let attach =
-        Attach { session: 3, start: Start::Tail(5), unacknowledged: 0, sent: 0, born: u64::MAX, generation: 1 };
+    let attach = Attach {
+        session: 3,
+        start: Start::Tail(5),
+        unacknowledged: 0,
+        sent: 0,
+        born: u64::MAX,
+        search: 1,
+        generation: 1,
+    };
     for message in [
         ClientMessage::StatusRequest,
         ClientMessage::Attach(attach),

@@ -15,6 +15,7 @@
 pub mod client;
 pub mod control;
 mod dial;
+mod follow;
 pub mod history;
 pub mod hub;
 pub mod input;

@@ -45,6 +45,9 @@ pub struct Attach {
     pub sent: u64,
     /// [`Attached::entries`] of the session's first attach; `u64::MAX` at that first attach.
     pub born: u64,
+    /// Counts the client's searches for a host. A later search takes the session over from an earlier
+    /// one; two calls of the same search (a host of two names) do not take it from each other.
+    pub search: u64,
     /// The highest generation the client was attached to: a host of a lower one has lost the machine.
     pub generation: u64,
 }
@@ -365,7 +368,8 @@ mod tests {
 
     #[tokio::test]
     async fn messages_come_back_however_the_stream_is_cut_up() {
-        let attach = Attach { session: 1, start: Start::Tail(9), unacknowledged: 2, sent: 3, born: 5, generation: 4 };
+        let attach =
+            Attach { session: 1, start: Start::Tail(9), unacknowledged: 2, sent: 3, born: 5, search: 6, generation: 4 };
         let sent = [
             ClientMessage::Attach(attach),
             ClientMessage::Input { offset: 77, bytes: b"typed" },
