@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand, each with its arguments and a `run`.
+//! The command line: one file per subcommand.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
 pub mod console;
@@ -8,13 +8,12 @@ pub mod log;
 pub mod machine_args;
 pub mod pair;
 pub mod record;
+pub mod remote;
 pub mod replay;
 pub mod status;
 pub mod stop;
 
 use std::process::ExitCode;
-
-use anyhow::Context;
 
 use crate::machine::doors::EndReason;
 
@@ -64,17 +63,4 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// The exit status that stands for a guest's end.
 fn guest_status(reason: &EndReason) -> ExitCode {
     ExitCode::from(crate::console::hub::exit_code(reason))
-}
-
-/// The runtime of a subcommand that talks to the network.
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the I/O runtime")
-}
-
-/// Checks that an argument is `HOST:PORT`.
-fn address(text: &str) -> Result<String, String> {
-    match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
-        _ => Err("write it as HOST:PORT, for example 127.0.0.1:7001".to_owned()),
-    }
 }

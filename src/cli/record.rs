@@ -90,7 +90,7 @@ fn with_console<L: Log + Send + 'static>(
     choice: &ConsoleChoice,
 ) -> anyhow::Result<SoloEnd<L>> {
     prefer_this_thread();
-    let runtime = super::runtime()?;
+    let runtime = super::remote::runtime()?;
     let end = runtime.block_on(async {
         let listener = TcpListener::bind(&choice.control)
             .await

@@ -15,7 +15,7 @@
 pub mod client;
 pub mod control;
 mod dial;
-pub mod frame;
+mod follow;
 pub mod history;
 pub mod hub;
 pub mod input;
