@@ -102,13 +102,16 @@ pub struct Recording {
     pub digest_every: Duration,
     /// Seed of somebody who types all the time; `None`: nobody does.
     pub typist: Option<u64>,
+    /// After how many bytes that is enough. A byte costs the guest two exits, and a guest that gets bytes as fast as it can
+    /// read them does nothing else.
+    pub typed_bytes: u64,
     /// How long the guest may take before it is asked to stop, and then given up.
     pub deadline: Duration,
 }
 
 impl Default for Recording {
     fn default() -> Self {
-        Recording { digest_every: Duration::from_millis(10), typist: None, deadline: DEADLINE }
+        Recording { digest_every: Duration::from_millis(10), typist: None, typed_bytes: 600, deadline: DEADLINE }
     }
 }
 
@@ -162,6 +165,7 @@ pub fn record(boot: &Boot, file: &Path, how: Recording) -> Ran {
         .expect("a thread")
     };
     let mut random = how.typist.unwrap_or(1) | 1;
+    let mut typed = 0;
     let began = Instant::now();
     loop {
         let pause = match how.typist {
@@ -176,9 +180,9 @@ pub fn record(boot: &Boot, file: &Path, how: Recording) -> Ran {
             give_up(&world, &thread);
             break;
         }
-        // Only when the last burst was taken: a guest that gets no byte less than it can read does nothing else.
-        if how.typist.is_some() && terminal.waiting() == 0 {
+        if how.typist.is_some() && typed < how.typed_bytes && terminal.waiting() < 64 {
             let length = 1 + super::load::next(&mut random) % 80;
+            typed += length;
             let bytes = (0..length).map(|_| super::load::next(&mut random) as u8);
             terminal.state().waiting.extend(bytes);
             world.input_waits();
