@@ -96,6 +96,9 @@ fn with_console<L: Log + Send + 'static>(
             .await
             .with_context(|| format!("cannot listen on {}: choose another address with --control", choice.control))?;
         let address = listener.local_addr()?.to_string();
+        if choice.detached {
+            eprintln!("lockstep: `{name}` runs detached; console {address}");
+        }
         let hub = Arc::new(Hub::new(name, "this host", HISTORY_BYTES));
         let board = Board::new(hub.clone(), name, "this host");
         let (over, stop) = tokio::sync::oneshot::channel::<()>();
