@@ -198,6 +198,7 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
     runtime()?.block_on(async {
         let Side { me, hub, board, arbiter, keeping, control } = args.pair.side(&args.name, &cpu).await?;
+        eprintln!("lockstep: backup of `{}`; primary {}, console {}", me.vm(), args.primary, control.local_addr()?);
         let machine = backup::run(me, Settings::default(), args.primary, keeping, hub.clone(), board.clone(), arbiter);
         let end = Side::serve(control, hub, board, machine).await?;
         say(&end.outcome);
