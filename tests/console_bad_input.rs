@@ -9,7 +9,7 @@ use cluster::{Host, Owner};
 use lockstep::console::client::{Client, Options, What};
 use lockstep::console::frame::HEADER_BYTES;
 use lockstep::console::hub::{Hub, Protection};
-use lockstep::console::server::{ConnectionError, Who, serve_connection};
+use lockstep::console::server::{Who, serve_connection};
 use lockstep::console::wire::{
     Answer, Attach, Attached, ClientMessage, Command, NotLive, Reader, Refusal, ServerMessage, Start, WireError,
 };
@@ -123,12 +123,9 @@ fn server_messages() -> Vec<u8> {
 
 /// The name of an error, for counting.
 fn name(error: &impl std::fmt::Debug) -> String {
-    format!("{error:?}")
-        .split(['{', '(', ' '])
-        .filter(|part| part.starts_with(char::is_uppercase))
-        .take(3)
-        .collect::<Vec<_>>()
-        .join(".")
+    let words = format!("{error:?}");
+    let words = words.split(|c: char| !c.is_alphanumeric()).filter(|word| word.starts_with(char::is_uppercase));
+    words.take(3).collect::<Vec<_>>().join(".")
 }
 
 fn config() -> ProptestConfig {
@@ -239,10 +236,4 @@ async fn connections_are_bounded() {
     let (reader, _writer) = TcpStream::connect(&host.address).await.unwrap().into_split();
     let mut reader = Reader::new(reader);
     assert!(matches!(reader.server_message().await, Ok(Some(ServerMessage::Refused(Refusal::Busy(_))))));
-}
-
-/// The errors above are a closed set, and none of them is a string of ours.
-#[test]
-fn errors_are_named() {
-    assert_eq!(name(&ConnectionError::Wire(WireError::Cut)), "Wire.Cut");
 }

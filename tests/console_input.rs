@@ -19,9 +19,11 @@ struct Person {
     id: u64,
     session: Session,
     typed: u64,
-    /// The present connection: what is on its way to the host, and back.
-    wire: Option<(VecDeque<(u64, Vec<u8>)>, VecDeque<u64>)>,
+    wire: Option<Wire>,
 }
+
+/// A connection: input on its way to the host, and acknowledged offsets on their way back.
+type Wire = (VecDeque<(u64, Vec<u8>)>, VecDeque<u64>);
 
 /// A live host, a log that its backup has up to `acknowledged` at least, and some people.
 struct World {
@@ -81,10 +83,8 @@ impl World {
             }
             8 => self.tell_safe(who),
             9 => {
-                if let Some((_, acks)) = &mut person.wire {
-                    if let Some(offset) = acks.pop_front() {
-                        person.session.input_safe(offset).expect("acknowledges what was typed");
-                    }
+                if let Some(offset) = person.wire.as_mut().and_then(|(_, acks)| acks.pop_front()) {
+                    person.session.input_safe(offset).expect("acknowledges what was typed");
                 }
             }
             10 => {

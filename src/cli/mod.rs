@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand.
+//! The command line: one file per subcommand, each with its arguments and a `run`.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
 pub mod console;
@@ -8,8 +8,12 @@ pub mod machine_args;
 pub mod pair;
 pub mod record;
 pub mod replay;
+pub mod status;
+pub mod stop;
 
 use std::process::ExitCode;
+
+use anyhow::Context;
 
 use crate::machine::doors::EndReason;
 
@@ -34,6 +38,9 @@ enum Command {
     Log(log::LogArgs),
     Primary(pair::PrimaryArgs),
     Backup(pair::BackupArgs),
+    Console(console::ConsoleArgs),
+    Status(status::StatusArgs),
+    Stop(stop::StopArgs),
 }
 
 /// Carries out what was asked for.
@@ -45,10 +52,26 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Log(args) => log::run(args).map(|()| ExitCode::SUCCESS),
         Command::Primary(args) => pair::run_primary(args),
         Command::Backup(args) => pair::run_backup(args),
+        Command::Console(args) => console::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Stop(args) => stop::run(args),
     }
 }
 
 /// The exit status that stands for a guest's end.
 fn guest_status(reason: &EndReason) -> ExitCode {
     ExitCode::from(crate::console::hub::exit_code(reason))
+}
+
+/// The runtime of a subcommand that talks to the network.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the I/O runtime")
+}
+
+/// Checks that an argument is `HOST:PORT`.
+fn address(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err("write it as HOST:PORT, for example 127.0.0.1:7001".to_owned()),
+    }
 }

@@ -13,8 +13,7 @@ use tokio::time::timeout;
 pub struct RequestError {
     /// The host's console port.
     pub address: String,
-    /// Why.
-    #[source]
+    /// Why; part of the message.
     pub why: RequestTrouble,
 }
 
@@ -25,8 +24,8 @@ pub enum RequestTrouble {
     #[error(transparent)]
     Dial(#[from] DialError),
     /// The answer is not understood.
-    #[error("its status cannot be read: {0}")]
-    Status(#[from] serde_json::Error),
+    #[error("its status cannot be read")]
+    Status(#[source] serde_json::Error),
 }
 
 /// The status of the host at `address`.

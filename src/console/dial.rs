@@ -21,7 +21,7 @@ use tokio::time::timeout;
 pub enum DialError {
     /// No connection.
     #[error("cannot connect ({0}): is lockstep running there, and is this its console port?")]
-    Connect(#[source] io::Error),
+    Connect(io::Error),
     /// A connection, but no word.
     #[error("the connection is accepted, but nothing answers: is this lockstep's console port?")]
     Silent,
@@ -35,8 +35,8 @@ pub enum DialError {
     #[error("the host refuses: {0}")]
     Refused(Refusal),
     /// The connection was closed or failed, or what came cannot be.
-    #[error("{0}")]
-    Wire(#[source] WireError),
+    #[error(transparent)]
+    Wire(WireError),
     /// The host closed the connection.
     #[error("the host closed the connection")]
     Closed,

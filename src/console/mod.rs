@@ -22,5 +22,6 @@ pub mod input;
 pub mod server;
 pub mod session;
 pub mod status;
+pub mod terminal;
 
 pub mod wire;

@@ -199,7 +199,7 @@ pub enum WireError {
     #[error("the connection was cut within a message")]
     Cut,
     /// The stream failed.
-    #[error("the connection failed: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 
