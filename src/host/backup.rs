@@ -517,10 +517,7 @@ impl Driver {
     fn drop_replica(&mut self) {
         if let Some(replica) = self.replica.take() {
             replica.incoming.abandon();
-            tokio::spawn(async move {
-                let mut vcpu = replica.vcpu;
-                super::vcpu_thread::stop(Some(replica.thread), &mut vcpu).await;
-            });
+            tokio::spawn(super::vcpu_thread::stop(Some(replica.thread)));
         }
     }
 
@@ -540,7 +537,7 @@ impl Driver {
                 world.abandon();
                 world.end();
             }
-            super::vcpu_thread::stop(Some(replica.thread), &mut replica.vcpu).await;
+            super::vcpu_thread::stop(Some(replica.thread)).await;
             reason = replica.ended;
             if let Some(keeper) = replica.keeper.take() {
                 let path = keeper.path().to_owned();

@@ -122,7 +122,7 @@ pub async fn run(
     };
     hub.set_input_waker(Box::new(move || world.input_waits()));
     let result = driver.drive(&listener, &mut vcpu).await;
-    driver.finish(&mut vcpu, result).await
+    driver.finish(result).await
 }
 
 impl Driver {
@@ -373,11 +373,7 @@ impl Driver {
     }
 
     /// Stops the vCPU thread, whatever it does, and closes what is open.
-    async fn finish(
-        mut self,
-        vcpu: &mut mpsc::UnboundedReceiver<Done>,
-        result: Result<(), HostError>,
-    ) -> Result<Outcome, HostError> {
+    async fn finish(mut self, result: Result<(), HostError>) -> Result<Outcome, HostError> {
         let clean = self.ended.is_some() && matches!(self.stopped, Some(StopReason::Ended));
         if !clean {
             self.hub.not_live(Role::Retired);
@@ -390,7 +386,7 @@ impl Driver {
         self.outgoing.close();
         self.world.abandon();
         self.world.end();
-        super::vcpu_thread::stop(self.thread.take(), vcpu).await;
+        super::vcpu_thread::stop(self.thread.take()).await;
         self.report();
         if let Some(keeper) = self.keeper.take() {
             let path = keeper.path().to_owned();

@@ -86,7 +86,7 @@ pub async fn run<L: Log + Send + 'static>(
         }
     };
     world.end();
-    vcpu_thread::stop::<_, ()>(Some(thread), &mut mpsc::unbounded_channel().1).await;
+    vcpu_thread::stop(Some(thread)).await;
     let Some((result, at, log)) = ended else {
         return Err(HostError::System {
             what: "run the machine",

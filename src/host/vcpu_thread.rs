@@ -4,6 +4,7 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -58,18 +59,17 @@ impl Drop for Finish {
     }
 }
 
-/// Gets `thread` out of the guest and waits for it; `done` is where it says that it has ended. What it would run for was told before
-/// to abandon the machine.
-pub async fn stop<T: Send + 'static, D>(
-    thread: Option<VcpuThread<T>>,
-    done: &mut tokio::sync::mpsc::UnboundedReceiver<D>,
-) {
+/// Time between two kicks of a thread that is to leave the guest. A real-time signal is queued each time: without a pause, the thread
+/// would do nothing any more but take signals.
+const KICK_EVERY: Duration = Duration::from_millis(1);
+
+/// Gets `thread` out of the guest and waits for it. What it would run for was told before to abandon the machine.
+pub async fn stop<T: Send + 'static>(thread: Option<VcpuThread<T>>) {
     let Some(thread) = thread else { return };
     while !thread.finished() {
         thread.kick();
         // It may be in the guest or on its way there; the next kick finds it.
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(5), done.recv()).await;
-        tokio::task::yield_now().await;
+        tokio::time::sleep(KICK_EVERY).await;
     }
     if thread.join().is_err() {
         tracing::error!("the vCPU thread panicked");
