@@ -32,7 +32,8 @@ pub fn check_transcript(output: &[u8], typed: &[String]) -> Result<Progress, Str
             return wrong("after the end");
         } else if let Some(tick) = line.strip_prefix("tick ") {
             progress.ticks += 1;
-            let Some((ms, rest)) = tick.strip_prefix(&format!("{} ms=", progress.ticks)).and_then(|t| t.split_once(' '))
+            let Some((ms, rest)) =
+                tick.strip_prefix(&format!("{} ms=", progress.ticks)).and_then(|t| t.split_once(' '))
             else {
                 return wrong(&format!("tick {} was next", progress.ticks));
             };

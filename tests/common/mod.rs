@@ -61,7 +61,6 @@ pub fn seed() -> u64 {
 
 /// A number from the environment, or `otherwise`.
 pub fn count_from(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).map_or(otherwise, |text| {
-        text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, not {text:?}"))
-    })
+    std::env::var(variable)
+        .map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, not {text:?}")))
 }

@@ -205,13 +205,7 @@ fn pump(shared: Arc<Shared>, epoch: u64, from: TcpStream, onto: TcpStream, to: T
     std::thread::spawn(move || write_frames(&shared, epoch, onto, to, &lane));
 }
 
-fn read_frames(
-    shared: &Shared,
-    epoch: u64,
-    mut from: TcpStream,
-    to: To,
-    lane: &Mutex<Lane>,
-) -> Result<(), String> {
+fn read_frames(shared: &Shared, epoch: u64, mut from: TcpStream, to: To, lane: &Mutex<Lane>) -> Result<(), String> {
     let mut buffer = Vec::new();
     let mut chunk = vec![0; 64 << 10];
     loop {
