@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
+pub mod bench;
 pub mod console;
 pub mod demo;
 pub mod interrupts;
@@ -44,6 +45,7 @@ enum Command {
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
     Stop(stop::StopArgs),
+    Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -88,6 +90,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
         Command::Stop(args) => stop::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Demo(args) => demo::run(args),
     }
 }

@@ -16,6 +16,8 @@ pub mod client;
 pub mod control;
 mod dial;
 mod follow;
+pub mod frame;
+pub mod held_times;
 pub mod history;
 pub mod hub;
 pub mod input;

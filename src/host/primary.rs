@@ -92,6 +92,7 @@ pub async fn run(
 ) -> Result<Outcome, HostError> {
     let machine = Machine::new(&boot, Tracking::On)?;
     let safepoints = machine.safepoints();
+    board.watch(safepoints.clone());
     let world = World::new(safepoints.clone(), 0, 0);
     let (done, mut vcpu) = mpsc::unbounded_channel();
     let mut driver = Driver {
@@ -137,7 +138,8 @@ impl Driver {
             let time = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
+                    // Nothing is due; the board is kept fresh all the same.
+                    None => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             };
             let protected = *self.protocol.state() == State::Protected && self.ended.is_none();
@@ -362,7 +364,8 @@ impl Driver {
     fn report(&mut self) {
         let now = self.now();
         let rate = self.rate.per_second();
-        let (protocol, safepoints, ended) = (&self.protocol, &self.safepoints, &self.ended);
+        let (protocol, ended) = (&self.protocol, &self.ended);
+        let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         let running = self.thread.is_some();
         self.board.update(|status| {
             status.state = protocol.state().name().into();
@@ -382,8 +385,10 @@ impl Driver {
             status.entries = protocol.appended();
             status.heartbeats_received = protocol.heartbeats();
             status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
-            status.instant_exits = safepoints.exits();
-            status.instant_polls = safepoints.count();
+            status.log_bytes = log_bytes;
+            if let Some(traffic) = traffic {
+                (status.channel_sent_bytes, status.channel_received_bytes) = (traffic.sent, traffic.received);
+            }
             status.slowdown_per_mille = protocol.slow_down_per_mille().into();
             status.guest = match ended {
                 Some(reason) => GuestState::Ended(reason.to_string()),
