@@ -312,7 +312,7 @@ fn input_sent_again_is_taken_once() {
 #[test]
 fn a_full_queue_takes_a_part_and_takes_the_rest_later() {
     let mut table = InputTable::default();
-    let session = Session::new(9, Start::At(0));
+    let mut session = Session::new(9, Start::At(0));
     assert_eq!(table.attach(&session.attach()), Ok(0));
     let many = vec![7; InputTable::QUEUE_MAX + 10];
     assert_eq!(table.offer(9, 0, &many), Ok(InputTable::QUEUE_MAX));

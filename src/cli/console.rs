@@ -1,6 +1,6 @@
 //! `lockstep console`: the guest's console on this terminal, wherever the guest lives now.
 
-use super::{address, runtime};
+use super::remote::{address, runtime};
 use crate::console::client::{Client, ClientError, Event, Keyboard, Options, Timing, What};
 use crate::console::control;
 use crate::console::terminal::{Escape, Key, RawMode};
@@ -12,9 +12,10 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -83,36 +84,42 @@ impl ConsoleArgs {
 /// Runs `lockstep console`.
 pub fn run(args: ConsoleArgs) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
-    let result = runtime.block_on(attached(args));
+    let result = runtime.block_on(async {
+        let mut ends = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()]
+            .into_iter()
+            .map(|kind| Ok((signal(kind)?, kind)))
+            .collect::<std::io::Result<Vec<_>>>()
+            .context("cannot wait for signals")?;
+        tokio::select! {
+            biased;
+            kind = any(&mut ends) => Ok(ExitCode::from(128 + kind.as_raw_value() as u8)),
+            result = attached(&args, false) => result,
+        }
+    });
     // A write to a blocked pipe may still wait in the background.
     runtime.shutdown_background();
     result
 }
 
-/// The console of a machine in this very process, at `address`; ends with the guest, or when the user leaves.
-pub(super) async fn attach_local(address: String) -> anyhow::Result<ExitCode> {
-    let (from, wait, timeout) = (Start::At(0), 5, 60_000);
-    attached(ConsoleArgs {
+/// The console of a machine in this very process: ends with it, or when the person leaves.
+pub async fn attach_local(address: String) -> anyhow::Result<()> {
+    let args = ConsoleArgs {
         addresses: vec![address],
-        from,
+        from: Start::At(0),
         eof_quit: false,
-        quiet: true,
+        quiet: false,
         transcript: None,
         events: None,
-        timeout,
-        wait,
-        give_up: Some(0),
-    })
-    .await
+        timeout: 60_000,
+        wait: 60,
+        give_up: None,
+    };
+    attached(&args, true).await.map(drop)
 }
 
-async fn attached(args: ConsoleArgs) -> anyhow::Result<ExitCode> {
+/// Shows and types until the guest ends or the person leaves; `local`: or until its host is lost.
+async fn attached(args: &ConsoleArgs, local: bool) -> anyhow::Result<ExitCode> {
     let mut record = Record::create(args.transcript.as_deref(), args.events.as_deref())?;
-    let mut ends = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()]
-        .map(signal)
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()
-        .context("cannot wait for signals")?;
     let mut client = Client::start(args.options())?;
     let terminal = RawMode::enter().context("cannot set up the terminal")?;
     let (order, mut orders) = mpsc::channel(16);
@@ -121,8 +128,16 @@ async fn attached(args: ConsoleArgs) -> anyhow::Result<ExitCode> {
     let mut typing = true;
     loop {
         tokio::select! {
+            // The way out comes first, whatever the guest writes.
             biased;
-            _ = any(&mut ends) => return Ok(ExitCode::from(130)),
+            order = orders.recv(), if typing => match order {
+                Some(Key::Status) => screen.status().await?,
+                Some(Key::Help) => screen.say(HELP).await?,
+                Some(Key::Quit) => return Ok(ExitCode::SUCCESS),
+                Some(Key::Type(_)) => {}
+                // Standard input has ended; the guest has not.
+                None => typing = false,
+            },
             event = client.next() => {
                 let event = event.ok_or(ClientError::Closed)?;
                 record.event(&event)?;
@@ -132,28 +147,24 @@ async fn attached(args: ConsoleArgs) -> anyhow::Result<ExitCode> {
                         return Ok(ExitCode::from(ended.code));
                     }
                     What::Failed(error) => return Err(error.into()),
+                    What::Lost { .. } if local => return Ok(ExitCode::SUCCESS),
                     what => screen.show(what).await?,
                 }
             }
-            order = orders.recv(), if typing => match order {
-                Some(Key::Status) => screen.status().await?,
-                Some(Key::Help) => screen.say(HELP).await?,
-                Some(Key::Quit) => return Ok(ExitCode::SUCCESS),
-                Some(Key::Type(_)) => {}
-                // Standard input has ended; the guest has not.
-                None => typing = false,
-            },
             () = screen.overdue() => screen.searching().await?,
         }
     }
 }
 
-async fn any(signals: &mut [tokio::signal::unix::Signal]) {
+/// The first signal that comes.
+async fn any(signals: &mut [(Signal, SignalKind)]) -> SignalKind {
     std::future::poll_fn(|context| {
-        let ready = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
-        if ready { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        match signals.iter_mut().find_map(|(signal, kind)| signal.poll_recv(context).is_ready().then_some(*kind)) {
+            Some(kind) => Poll::Ready(kind),
+            None => Poll::Pending,
+        }
     })
-    .await;
+    .await
 }
 
 /// Reads standard input (on a thread: it cannot be read otherwise) and types it into the guest.

@@ -83,7 +83,7 @@ fn tell(text: &str) {
 pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let directory = std::env::temp_dir().join(format!("lockstep-demo-{}", std::process::id()));
     std::fs::create_dir(&directory).with_context(|| format!("cannot make the directory {}", directory.display()))?;
-    let runtime = super::runtime()?;
+    let runtime = super::remote::runtime()?;
     let result = runtime.block_on(async {
         tokio::select! {
             result = show(&args, &directory) => result,

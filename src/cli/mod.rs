@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand, each with its arguments and a `run`.
+//! The command line: one file per subcommand.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
 pub mod bench;
@@ -9,13 +9,15 @@ pub mod log;
 pub mod machine_args;
 pub mod pair;
 pub mod record;
+pub mod remote;
 pub mod replay;
 pub mod status;
 pub mod stop;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use clap::Parser;
 
 use crate::machine::doors::EndReason;
 
@@ -47,6 +49,35 @@ enum Command {
     Demo(demo::DemoArgs),
 }
 
+/// Exit status: the arguments make no sense.
+pub const USAGE: u8 = 2;
+
+/// Understands the arguments, or says in one line what is wrong with them. Help and version go to the standard output, as they are.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
+    Cli::try_parse_from(arguments).map_err(|error| {
+        if !error.use_stderr() {
+            // Nothing is left to be said on a standard output that takes nothing.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("lockstep: {}", in_one_line(&error.render().to_string()));
+        ExitCode::from(USAGE)
+    })
+}
+
+/// What clap says in paragraphs, of which the last ones are usage and a hint at `--help`.
+fn in_one_line(message: &str) -> String {
+    let paragraphs = message.trim_start_matches("error: ").split("\n\n");
+    let told: Vec<String> = paragraphs
+        .take_while(|paragraph| !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more information"))
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    let told = told.join("; ");
+    // Without a subcommand, clap's message is the whole help.
+    let told = if message.starts_with("error: ") { told } else { "a subcommand is needed".into() };
+    format!("{told} (see `lockstep --help`, or `lockstep SUBCOMMAND --help`)")
+}
+
 /// Carries out what was asked for.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
@@ -67,17 +98,4 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// The exit status that stands for a guest's end.
 fn guest_status(reason: &EndReason) -> ExitCode {
     ExitCode::from(crate::console::hub::exit_code(reason))
-}
-
-/// The runtime of a subcommand that talks to the network.
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the I/O runtime")
-}
-
-/// Checks that an argument is `HOST:PORT`.
-fn address(text: &str) -> Result<String, String> {
-    match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
-        _ => Err("write it as HOST:PORT, for example 127.0.0.1:7001".to_owned()),
-    }
 }

@@ -214,5 +214,5 @@ fn channel_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     if !prefer_this_thread() {
         tracing::debug!("no real-time priority for the channel thread (CAP_SYS_NICE)");
     }
-    super::runtime()
+    super::remote::runtime()
 }

@@ -90,12 +90,15 @@ fn with_console<L: Log + Send + 'static>(
     choice: &ConsoleChoice,
 ) -> anyhow::Result<SoloEnd<L>> {
     prefer_this_thread();
-    let runtime = super::runtime()?;
+    let runtime = super::remote::runtime()?;
     let end = runtime.block_on(async {
         let listener = TcpListener::bind(&choice.control)
             .await
             .with_context(|| format!("cannot listen on {}: choose another address with --control", choice.control))?;
         let address = listener.local_addr()?.to_string();
+        if choice.detached {
+            eprintln!("lockstep: `{name}` runs detached; console {address}");
+        }
         let hub = Arc::new(Hub::new(name, "this host", HISTORY_BYTES));
         let board = Board::new(hub.clone(), name, "this host");
         let (over, stop) = tokio::sync::oneshot::channel::<()>();

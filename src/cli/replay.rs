@@ -81,8 +81,12 @@ pub fn replay(path: &Path, show: bool, watch: Arc<Watch>, progress: impl Fn(u64)
         let mut door = ReplayDoor::new(FileSource::new(reader, watched), Arc::new(Screen { show }));
         let began = Instant::now();
         let result = machine.run(&mut door);
-        let complete = door.source_mut().reader().complete();
-        (result, door.tally(), complete, began.elapsed())
+        let took = began.elapsed();
+        let complete = match result {
+            Ok(_) | Err(Halt::EndOfLog(_)) => door.source_mut().finish(),
+            Err(_) => Ok(false),
+        };
+        (result, door.tally(), complete, took)
     })?;
     while !vcpu.finished() {
         progress(watch.offset.load(Relaxed));
@@ -97,6 +101,7 @@ pub fn replay(path: &Path, show: bool, watch: Arc<Watch>, progress: impl Fn(u64)
         Err(Halt::EndOfLog(_)) => None,
         Err(halt) => return Err(halt.into()),
     };
+    let complete = complete?;
     Ok(Replayed { tally, end, complete, took })
 }
 
@@ -170,7 +175,12 @@ fn report(args: &ReplayArgs, replayed: &Replayed) {
         took.as_secs_f64()
     );
     match end {
-        Some(reason) => println!("{reason}"),
+        Some(reason) => {
+            println!("{reason}");
+            if !complete {
+                println!("the log is incomplete: its writer did not close it");
+            }
+        }
         None if *complete => println!("the recording was ended before its guest"),
         None => println!("the log is incomplete: its writer did not close it"),
     }

@@ -1,6 +1,6 @@
 //! `lockstep status`: what a host says about its machine.
 
-use super::{address, runtime};
+use super::remote::{address, runtime};
 use crate::console::control;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;

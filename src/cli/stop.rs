@@ -1,6 +1,6 @@
 //! `lockstep stop`: asks a machine to stop.
 
-use super::{address, runtime};
+use super::remote::{address, runtime};
 use crate::console::control;
 use std::process::ExitCode;
 use std::time::Duration;

@@ -3,10 +3,10 @@
 //! moment it goes live, so nobody polls during a failover.
 
 use super::client::Timing;
-use super::frame::FrameError;
 use super::server::secure;
 use super::status::Role;
 use super::wire::{Attach, Attached, ClientMessage, Reader, Refusal, ServerMessage, WireError};
+use crate::log::frame::FrameError;
 use std::io;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -56,7 +56,7 @@ impl DialError {
 impl From<WireError> for DialError {
     fn from(error: WireError) -> Self {
         match error {
-            WireError::Frame(FrameError::Magic) => DialError::NotLockstep,
+            WireError::Frame(FrameError::Magic(_)) => DialError::NotLockstep,
             WireError::Frame(version @ FrameError::Version(_)) => DialError::Version(version),
             other => DialError::Wire(other),
         }

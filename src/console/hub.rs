@@ -59,8 +59,8 @@ struct Inner {
     /// Entries below this number are in the log, as far as the console has heard of any.
     entries: u64,
     waker: Option<Arc<InputWaker>>,
-    /// The connection that speaks for each attached session.
-    seats: BTreeMap<u64, u64>,
+    /// The connection that speaks for each attached session, and the client's search that made it.
+    seats: BTreeMap<u64, (u64, u64)>,
     next_seat: u64,
 }
 
@@ -292,6 +292,9 @@ impl Hub {
         let Some(generation) = inner.live.filter(|&generation| generation >= attach.generation) else {
             return Admission::NotLive(inner.where_else());
         };
+        if inner.seats.get(&attach.session).is_some_and(|&(_, search)| search >= attach.search) {
+            return Admission::Refused(Refusal::Superseded);
+        }
         let output_position = match attach.start {
             Start::At(position) if position > inner.history.released() => {
                 return Admission::Refused(Refusal::OtherMachine);
@@ -307,7 +310,7 @@ impl Hub {
         self.publish_waiting(&inner);
         let seat = Seat { session: attach.session, number: inner.next_seat };
         inner.next_seat += 1;
-        let superseded = inner.seats.insert(seat.session, seat.number).is_some();
+        let superseded = inner.seats.insert(seat.session, (seat.number, attach.search)).is_some();
         let (peer, entries) = (inner.peer.clone(), inner.entries.min(inner.below_entry));
         drop(inner);
         if superseded {
@@ -321,7 +324,7 @@ impl Hub {
     /// The connection is gone.
     pub fn detach(&self, seat: &Seat) {
         let mut inner = self.lock();
-        if inner.seats.get(&seat.session) == Some(&seat.number) {
+        if inner.speaks(seat) {
             inner.seats.remove(&seat.session);
             inner.input.detach(seat.session);
             self.publish_waiting(&inner);
@@ -331,7 +334,7 @@ impl Hub {
     /// The client typed. Returns how many of the bytes are dealt with; the rest waits for room.
     pub fn offer(&self, seat: &Seat, offset: u64, bytes: &[u8]) -> Result<usize, InputError> {
         let mut inner = self.lock();
-        if inner.seats.get(&seat.session) != Some(&seat.number) {
+        if !inner.speaks(seat) {
             return Err(InputError::NotAttached(seat.session));
         }
         let before = inner.input.waiting_bytes();
@@ -352,7 +355,7 @@ impl Hub {
         if inner.live.is_none() {
             return Step::NotLive(inner.where_else());
         }
-        if inner.seats.get(&seat.session) != Some(&seat.number) {
+        if !inner.speaks(seat) {
             return Step::Refused(Refusal::Superseded);
         }
         if inner.on_hold {
@@ -419,6 +422,10 @@ impl Inner {
         }
     }
 
+    fn speaks(&self, seat: &Seat) -> bool {
+        self.seats.get(&seat.session).is_some_and(|&(number, _)| number == seat.number)
+    }
+
     fn where_else(&self) -> NotLive {
         NotLive { role: self.role, peer: self.peer.clone() }
     }
@@ -440,11 +447,11 @@ mod tests {
     use super::*;
 
     fn attach(session: u64, generation: u64) -> Attach {
-        Attach { session, start: Start::At(0), unacknowledged: 0, sent: 0, born: u64::MAX, generation }
+        Attach { session, start: Start::At(0), unacknowledged: 0, sent: 0, born: u64::MAX, search: 1, generation }
     }
 
-    fn seat(hub: &Hub, session: u64) -> Seat {
-        match hub.attach(&attach(session, 0)) {
+    fn seat(hub: &Hub, session: u64, search: u64) -> Seat {
+        match hub.attach(&Attach { search, ..attach(session, 0) }) {
             Admission::Attached(seat, _) => seat,
             other => panic!("{other:?}"),
         }
@@ -478,9 +485,10 @@ mod tests {
     fn a_session_speaks_through_its_newest_connection_only() {
         let hub = Hub::new("v", "h", 100);
         hub.go_live(1, Protection::Unprotected);
-        let old = seat(&hub, 1);
+        let old = seat(&hub, 1, 1);
         assert_eq!(hub.offer(&old, 0, b"ab"), Ok(2));
-        let new = seat(&hub, 1);
+        assert_eq!(hub.attach(&attach(1, 0)), Admission::Refused(Refusal::Superseded), "a call of the same search");
+        let new = seat(&hub, 1, 2);
         assert_eq!(hub.input_waiting(), 0, "the new connection sends it again");
         assert_eq!(hub.offer(&old, 0, b"ab"), Err(InputError::NotAttached(1)));
         assert_eq!(hub.step(&old, 0, 10, &mut Vec::new()), Step::Refused(Refusal::Superseded));
@@ -495,7 +503,7 @@ mod tests {
     fn the_end_is_told_after_the_last_output_and_its_own_release() {
         let hub = Hub::new("v", "h", 100);
         hub.go_live(1, Protection::HeldFrom(0));
-        let seat = seat(&hub, 1);
+        let seat = seat(&hub, 1, 1);
         let step = |position| {
             let mut buffer = Vec::new();
             (hub.step(&seat, position, 100, &mut buffer), buffer)

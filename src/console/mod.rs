@@ -15,6 +15,7 @@
 pub mod client;
 pub mod control;
 mod dial;
+mod follow;
 pub mod frame;
 pub mod held_times;
 pub mod history;

@@ -95,13 +95,6 @@ pub async fn run(
     board.watch(safepoints.clone());
     let world = World::new(safepoints.clone(), 0, 0);
     let (done, mut vcpu) = mpsc::unbounded_channel();
-    let keeper = keeping
-        .file
-        .clone()
-        .map(|path| {
-            Keeper::create(&path, &boot, keeping.limit_bytes).map_err(|source| HostError::Keep { path, source })
-        })
-        .transpose()?;
     let mut driver = Driver {
         protocol: Primary::new(me.clone(), settings),
         actions: Vec::with_capacity(16),

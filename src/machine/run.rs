@@ -212,6 +212,9 @@ impl Machine {
                 Exit::MmioWrite { address, .. } if address == pv::BASE + pv::DOORBELL => {
                     self.access = Access::Write;
                     let count = self.safepoints.count();
+                    if count < self.at.polls {
+                        return Ok(Some(self.safepoints_went_back()));
+                    }
                     if count > self.at.polls {
                         self.at.polls = count;
                     } else {
@@ -227,7 +230,7 @@ impl Machine {
             self.at = Instant::new(self.at.exits + 1, count.max(self.at.polls));
             self.safepoints.set_exits(self.at.exits);
             if count < self.at.polls {
-                return Ok(Some(EndReason::SafepointsWentBack));
+                return Ok(Some(self.safepoints_went_back()));
             }
             let at = self.at;
             self.access = Access::None;
@@ -279,6 +282,14 @@ impl Machine {
             }
             return Ok(None);
         }
+    }
+
+    /// The guest has set its safepoint count back, which ends it. At an instant of its own: one exit further, since the
+    /// guest did run on from the last instant, and at the last count that can be believed.
+    fn safepoints_went_back(&mut self) -> EndReason {
+        self.at.exits += 1;
+        self.safepoints.set_exits(self.at.exits);
+        EndReason::SafepointsWentBack
     }
 
     /// The guest names its safepoint page. Refused, as a register ignores a bad value, unless it is a page of guest memory.
