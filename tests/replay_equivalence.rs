@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use recording::load::{Load, next};
-use recording::machine::{Ran, Recording, boot, digests, read_log, record, replay};
 use lockstep::log::entry::Body;
 use lockstep::machine::doors::EndReason;
+use recording::load::{Load, next};
+use recording::machine::{Ran, Recording, boot, digests, read_log, record, replay};
 
 /// One recording and its replay.
 #[derive(Clone, Debug)]
@@ -155,7 +155,10 @@ fn try_rounds(what: &str, rounds: u64, choose: impl Fn(u64, u64) -> Round + Sync
         let reports: Vec<_> = failed
             .iter()
             .map(|(name, round, difference)| {
-                format!("{round:?}\n{difference}\nreplay it: lockstep replay {}", kept.join(name).with_extension("log").display())
+                format!(
+                    "{round:?}\n{difference}\nreplay it: lockstep replay {}",
+                    kept.join(name).with_extension("log").display()
+                )
             })
             .collect();
         panic!("{what}, with LOCKSTEP_SEED={seed}:\n{}", reports.join("\n\n"));

@@ -14,8 +14,7 @@ use super::keeper::Keeper;
 use super::outgoing::{Batch, Outgoing, OutgoingLog};
 use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
-use super::{HostError, Keeping, Outcome, system};
-use crate::arbiter::Arbiter;
+use super::{HostError, Keeping, Outcome, Site, system};
 use crate::backends::clock::wall_clock_ns;
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
@@ -28,10 +27,10 @@ use crate::machine::doors::{EndReason, Halt};
 use crate::machine::safepoint::Safepoints;
 use crate::machine::snapshot::Boot;
 use crate::machine::{Machine, Tracking};
+use crate::replication::StopReason;
 use crate::replication::election::Answer;
 use crate::replication::message::{Message, Refusal};
 use crate::replication::primary::{Action, Input, Primary, State};
-use crate::replication::{Identity, Settings, StopReason};
 
 /// Time between two horizons: what the backup is behind a computing guest is about this.
 const HORIZON_EVERY: Duration = Duration::from_millis(1);
@@ -80,16 +79,8 @@ struct Driver {
 }
 
 /// Runs a primary until its guest has ended or the protocol stops it.
-pub async fn run(
-    me: Identity,
-    settings: Settings,
-    boot: Boot,
-    keeping: Keeping,
-    listener: TcpListener,
-    hub: Arc<Hub>,
-    board: Arc<Board>,
-    arbiter: Arc<dyn Arbiter>,
-) -> Result<Outcome, HostError> {
+pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcome, HostError> {
+    let Site { me, settings, keeping, hub, board, arbiter } = site;
     let machine = Machine::new(&boot, Tracking::On)?;
     let safepoints = machine.safepoints();
     board.watch(safepoints.clone());
