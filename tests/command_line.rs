@@ -14,7 +14,7 @@ use common::image::image;
 use common::process::{LOCKSTEP, Process, lockstep, path, text, until};
 use lockstep::guest;
 use lockstep::log::frame::{self, FrameKind};
-use lockstep::replication::message::{Hello, Message, Role};
+use lockstep::replication::message::{Head, Hello, Kind, Message, Refusal, Role};
 use lockstep::replication::{Identity, Settings};
 
 /// Checks the promise on `output`, and that the line says all of `says`.
@@ -74,10 +74,10 @@ fn guests_that_are_none() {
 #[test]
 fn memory_sizes_that_cannot_be() {
     for (size, named) in [("0", "0 MiB"), ("7", "7 MiB"), ("4", "4 MiB"), ("4096", "4096 MiB"), ("65", "65 MiB")] {
-        assert_refused(&["run", "--detached", "--memory", size], &["--memory", named, "3072 MiB", "multiple of 2"]);
+        assert_refused(&["run", "--detached", "--memory", size], &["--memory", named, "3072 MiB", "multiple of 2 MiB"]);
     }
     assert_refused(&["run", "--detached", "--memory", "18446744073709551615"], &["--memory"]);
-    assert_refused(&["run", "--detached", "--memory", "-1"], &["--memory"]);
+    assert_refused(&["run", "--detached", "--memory", "-1"], &["-1", "--help"]);
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn addresses_that_are_taken_or_none() {
     let log = directory.path().join("precious.log");
     std::fs::write(&log, b"an older log").expect("a file");
     assert_refused(&["record", "--detached", "--control", &taken, "--log", path(&log)], &[&taken, "in use"]);
-    assert_eq!(std::fs::read(&log).expect("the file"), b"an older log");
+    assert!(std::fs::read(&log).expect("the file") == b"an older log", "the older log is lost");
 }
 
 #[test]
@@ -118,6 +118,15 @@ fn files_and_directories_that_are_missing_or_none() {
         assert_refused(&[command, path(&text)], &["text", "not a lockstep"]);
         assert_refused(&[command, path(&inside("missing.log"))], &["missing.log", "No such file"]);
         assert_refused(&[command, path(directory.path())], &["directory"]);
+    }
+    // A log of another version of the format.
+    let other = inside("other.log");
+    common::machine::write_log(&other, &common::machine::boot("idle"), &[]);
+    let mut bytes = std::fs::read(&other).expect("the log");
+    bytes[4] = 77;
+    std::fs::write(&other, bytes).expect("a file");
+    for command in ["replay", "log"] {
+        assert_refused(&[command, path(&other)], &["other.log", "version 77", "version 1"]);
     }
     assert_refused(&["record", "--detached", "--log", path(&inside("nowhere/a.log"))], &["a.log", "No such file"]);
     assert_refused(&["primary", "--arbiter", path(directory.path()), "--name", "a/b"], &["name"]);
@@ -148,55 +157,99 @@ fn a_host_without_kvm() {
     }
 }
 
-/// Plays a backup: sends one message to a primary, and gives what the primary says as it ends.
-fn primary_meets(change: impl FnOnce(&mut Hello) -> Option<u64>) -> Output {
+/// The hello of a peer that fits the program under test.
+fn hello(role: Role) -> Hello {
+    let cpu = lockstep::machine::cpuid::CpuKind::of(&common::machine::boot("").cpuid).to_string();
+    let me = Identity::new("lockstep", 7, "peer", &cpu).expect("names");
+    Hello::new(role, &me, &Settings::default(), 1)
+}
+
+/// What does not fit: a change of the hello (or another version of the protocol), and what must be said about it.
+type Misfit = (Option<u64>, fn(&mut Hello), &'static [&'static str]);
+
+const MISFITS: [Misfit; 3] = [
+    (Some(99), |_| {}, &["version 99", "the same lockstep on both"]),
+    (None, |hello| hello.vm = "another".into(), &["`another`", "`lockstep`"]),
+    (None, |hello| hello.cpu = "AcmeCorp 1.2.3".into(), &["AcmeCorp 1.2.3", "one kind"]),
+];
+
+fn send(stream: &mut TcpStream, kind: FrameKind, message: &Message, version: Option<u64>) {
+    let (mut payload, mut bytes) = (Vec::new(), Vec::new());
+    let head = message.encode(&mut payload);
+    frame::encode(kind, version.unwrap_or(head.number), head.count, &payload, &mut bytes).expect("a frame");
+    stream.write_all(&bytes).expect("the other side takes it");
+}
+
+/// Starts a side of a pair whose standard error goes to `stderr`.
+fn side(arguments: &[&str], directory: &Path, stderr: &Path) -> Process {
+    let mut command = Command::new(LOCKSTEP);
+    command.args(arguments).args(["--control", "127.0.0.1:0", "--host", "one", "--arbiter", path(directory)]);
+    Process::spawn_into(command, stderr)
+}
+
+/// A backup that meets a primary which does not fit, or which refuses it, says so and ends.
+#[test]
+fn a_primary_that_does_not_fit() {
     let directory = tempfile::tempdir().expect("a directory");
     let stderr = directory.path().join("stderr");
-    let arguments = ["primary", "--control", "127.0.0.1:0", "--channel", "127.0.0.1:0", "--host", "one"];
-    let mut command = Command::new(LOCKSTEP);
-    command.args(arguments).args(["--arbiter", path(directory.path())]);
-    let mut primary = Process::spawn_into(command, &stderr);
+    let meet = |play: &dyn Fn(&mut TcpStream), says: &[&str]| {
+        let primary = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = primary.local_addr().expect("its address").to_string();
+        let backup = side(&["backup", "--primary", &address], directory.path(), &stderr);
+        let (mut stream, _) = primary.accept().expect("the backup connects");
+        play(&mut stream);
+        // What it says until it closes the connection; some of what we said may be unread.
+        let _ = stream.read_to_end(&mut Vec::new());
+        drop(stream);
+        let mut output = backup.wait();
+        output.stderr = std::fs::read(&stderr).expect("what it said");
+        assert_one_line(&output, says);
+    };
+    for (version, change, says) in MISFITS {
+        let mut hello = hello(Role::Primary);
+        change(&mut hello);
+        let message = Message::Hello(Box::new(hello));
+        meet(&|stream| send(stream, FrameKind::Hello, &message, version), says);
+    }
+    let hello = Message::Hello(Box::new(hello(Role::Backup)));
+    meet(&|stream| send(stream, FrameKind::Hello, &hello, None), &["both sides are backups", "lockstep primary"]);
+    let refuse = Message::Refuse(Box::new(Refusal::Version { ours: 98, theirs: 1 }));
+    meet(&|stream| send(stream, FrameKind::Refuse, &refuse, None), &["refused", "version 98", "the same lockstep"]);
+}
+
+/// A primary refuses a backup that does not fit, tells it why, and goes on waiting for one that does.
+#[test]
+fn a_backup_that_does_not_fit() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let stderr = directory.path().join("stderr");
+    let mut primary = side(&["primary", "--channel", "127.0.0.1:0"], directory.path(), &stderr);
     let address = until("the primary's address", || {
-        assert!(primary.ended().is_none(), "{:?}", std::fs::read_to_string(&stderr));
         let told = std::fs::read_to_string(&stderr).ok()?;
         Some(told.split_once("logging channel ")?.1.split_once(',')?.0.to_owned())
     });
-    let mut stream = TcpStream::connect(&address).expect("the primary listens");
-    let cpu = lockstep::machine::cpuid::CpuKind::of(&common::machine::boot("").cpuid).to_string();
-    let me = Identity::new("lockstep", 7, "two", &cpu).expect("names");
-    let mut hello = Hello::new(Role::Backup, &me, &Settings::default(), 0);
-    let version = change(&mut hello);
-    let mut payload = Vec::new();
-    let head = Message::Hello(Box::new(hello)).encode(&mut payload);
-    let mut bytes = Vec::new();
-    frame::encode(FrameKind::Hello, version.unwrap_or(head.number), 0, &payload, &mut bytes).expect("a frame");
-    stream.write_all(&bytes).expect("it takes the hello");
-    // Its answer, until it closes the connection.
-    let _ = stream.read_to_end(&mut Vec::new());
-    let mut output = primary.wait();
-    let told = std::fs::read_to_string(&stderr).expect("what it said");
-    // The first line says where it listens.
-    output.stderr = told.split_once('\n').map_or("", |(_, rest)| rest).as_bytes().to_vec();
-    output
-}
-
-#[test]
-fn a_peer_that_does_not_fit() {
-    let output = primary_meets(|_| Some(99));
-    assert_one_line(&output, &["version 99", "the same lockstep on both"]);
-    let output = primary_meets(|hello| {
-        hello.vm = "another".into();
-        None
-    });
-    assert_one_line(&output, &["`another`", "`lockstep`"]);
-    let output = primary_meets(|hello| {
-        hello.cpu = "AcmeCorp 1.2.3".into();
-        None
-    });
-    assert_one_line(&output, &["AcmeCorp 1.2.3", "one kind"]);
-    let output = primary_meets(|hello| {
-        hello.role = Role::Primary;
-        None
-    });
-    assert_one_line(&output, &["both sides are primaries", "lockstep backup"]);
+    for (version, change, says) in MISFITS {
+        let mut stream = TcpStream::connect(&address).expect("the primary listens");
+        let mut hello = hello(Role::Backup);
+        change(&mut hello);
+        send(&mut stream, FrameKind::Hello, &Message::Hello(Box::new(hello)), version);
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer, and an orderly end");
+        let mut rest = answer.as_slice();
+        let mut refusal = None;
+        while let Some((frame, length)) = frame::parse(rest).expect("frames") {
+            if frame.kind == FrameKind::Refuse {
+                let head = Head { kind: Kind::Refuse, number: frame.number, count: frame.count };
+                let (message, _) = Message::decode(head, frame.payload).expect("a refusal");
+                refusal = Some(message);
+            }
+            rest = &rest[length..];
+        }
+        let Some(Message::Refuse(refusal)) = refusal else { panic!("no refusal in {answer:?}") };
+        let refusal = refusal.to_string();
+        assert!(says.iter().all(|word| refusal.contains(word)), "{refusal}: {says:?}");
+        assert!(primary.ended().is_none(), "it must go on waiting");
+    }
+    primary.signal(nix::sys::signal::Signal::SIGTERM);
+    let output = primary.wait();
+    assert!(output.status.success(), "{}: {:?}", text(&output), std::fs::read_to_string(&stderr));
 }

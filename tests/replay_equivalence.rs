@@ -158,7 +158,10 @@ fn try_rounds(what: &str, rounds: u64, choose: impl Fn(u64, u64) -> Round + Sync
         let reports: Vec<_> = failed
             .iter()
             .map(|(name, round, difference)| {
-                format!("{round:?}\n{difference}\nreplay it: lockstep replay {}", kept.join(name).with_extension("log").display())
+                format!(
+                    "{round:?}\n{difference}\nreplay it: lockstep replay {}",
+                    kept.join(name).with_extension("log").display()
+                )
             })
             .collect();
         panic!("{what}, with LOCKSTEP_SEED={seed}:\n{}", reports.join("\n\n"));
