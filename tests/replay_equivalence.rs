@@ -195,7 +195,7 @@ fn a_flood_of_input_at_a_thousand_ticks_a_second_replays_to_the_same_end() {
 /// Interrupts that find the guest's interrupts off are delivered at the interrupt window, which no log entry names.
 #[test]
 fn late_and_odd_interrupts_replay_to_the_same_end() {
-    const GUESTS: [&str; 5] = ["probe-irqoff 6", "probe-flags 300000", "probe-unclaimed", "probe-pv", "mix 3 1"];
+    const GUESTS: [&str; 5] = ["probe-irqoff 2", "probe-flags 20000", "probe-unclaimed", "probe-pv", "mix 3 1"];
     let totals = try_rounds("probes", 10, |seed, index| {
         let guest = GUESTS[index as usize % GUESTS.len()];
         let digest_every = Duration::from_millis(1);
