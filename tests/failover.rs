@@ -106,10 +106,11 @@ fn fail(failure: Failure, job: Job, random: &mut Random, pauses: &mut Pauses) {
     if survivor == 1 {
         let first = load.console.sees("the console moves to the backup", |seen| {
             let moved = seen.attached.iter().any(|attachment| attachment.generation == 2);
-            let silent = !job.speaks_alone();
-            (moved && (silent || seen.first_output_in(2).is_some())).then(|| seen.first_output_in(2))
+            let first = seen.first_output_in(2);
+            (moved && (first.is_some() || !load.goes_on(seen))).then_some(first)
         });
-        if let (Some(first), true) = (first, job.speaks_alone()) {
+        // What an idle guest says next is no measure: it answers what is typed.
+        if let (Some(first), true) = (first, job != Job::Idle) {
             let pause = first.duration_since(begun);
             match failure {
                 Failure::KillPrimary => pauses.killed.push(pause),
