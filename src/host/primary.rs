@@ -35,6 +35,9 @@ use crate::replication::primary::{Action, Input, Primary, State};
 /// Time between two horizons: what the backup is behind a computing guest is about this.
 const HORIZON_EVERY: Duration = Duration::from_millis(1);
 
+/// How old the status may get while the protocol waits for nothing, in an unprotected machine say.
+const BOARD_EVERY: Duration = Duration::from_millis(50);
+
 /// How the vCPU thread came to its end.
 type Done = Result<EndReason, Halt>;
 
@@ -130,7 +133,7 @@ impl Driver {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
                     // Nothing is due; the board is kept fresh all the same.
-                    None => tokio::time::sleep(Duration::from_millis(50)).await,
+                    None => tokio::time::sleep(BOARD_EVERY).await,
                 }
             };
             let protected = *self.protocol.state() == State::Protected && self.ended.is_none();
