@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::pair::Pair;
+use super::pair::{Pair, SETTLE, ensure_protected};
 use super::report::{Row, Target};
 use super::statistics::{largest, median, quantile};
 use super::{Bench, pause};
@@ -49,8 +49,11 @@ async fn sample(long: Duration) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
         }
         pause(EVERY).await;
     }
-    anyhow::ensure!(!own.is_empty(), "the pair is no longer one");
-    Ok((lags(&ahead, &behind), own))
+    pause(SETTLE).await;
+    ensure_protected(&primary.status().await?)?;
+    let lags = lags(&ahead, &behind);
+    anyhow::ensure!(!lags.is_empty(), "the two sides have no instant in common");
+    Ok((lags, own))
 }
 
 /// For every look at the backup behind the first at the primary: how long ago the primary stood there.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::pair::Pair;
+use super::pair::{Pair, SETTLE, ensure_protected};
 use super::report::{Row, Target};
 use super::{Bench, pause};
 
@@ -27,7 +27,8 @@ async fn at(hz: u32, most: f64, seconds: u64) -> anyhow::Result<Vec<Row>> {
     let (before, began) = (watch.status().await?, Instant::now());
     pause(Duration::from_secs(seconds)).await;
     let (after, took) = (watch.status().await?, began.elapsed().as_secs_f64());
-    anyhow::ensure!(after.entries_acknowledged.is_some(), "the pair is no longer one: {}", after.state);
+    pause(SETTLE).await;
+    ensure_protected(&watch.status().await?)?;
     let rate = |from: u64, to: u64| to.saturating_sub(from) as f64 / took / 1e3;
     let entries = after.entries.saturating_sub(before.entries);
     let sent = rate(before.channel_sent_bytes, after.channel_sent_bytes);

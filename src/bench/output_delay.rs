@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::pair::Pair;
+use super::pair::{Pair, SETTLE, ensure_protected};
 use super::report::{Row, Target};
 use super::statistics::{median, quantile};
 use super::{Bench, pause, soon};
@@ -42,7 +42,8 @@ async fn held(arguments: &str, seconds: u64) -> anyhow::Result<crate::console::h
     let pair = Pair::start("ticker", arguments, &[])?;
     pause(Duration::from_secs(seconds)).await;
     let status = pair.primary.status().await?;
-    anyhow::ensure!(status.entries_acknowledged.is_some(), "the pair is no longer one: {}", status.state);
+    pause(SETTLE).await;
+    ensure_protected(&pair.primary.status().await?)?;
     Ok(status.console.output_delay_ns)
 }
 

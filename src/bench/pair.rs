@@ -2,21 +2,26 @@
 //! the guard, whatever happens.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::console::client::{Client, Options};
 use crate::console::control::Watch;
-use crate::console::status::Status;
+use crate::console::status::{Role, Status};
 
 /// How long anything may take that should happen soon: generous, because it only ends what would never end.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Within this a status shows what has happened.
+pub const SETTLE: Duration = Duration::from_millis(200);
 
 /// A directory of this measurement's own, removed at the end.
 pub struct Scratch(PathBuf);
@@ -53,7 +58,10 @@ pub struct Side {
 impl Side {
     fn spawn(arguments: &[&str]) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
-        let mut child = Command::new(&program)
+        let mut command = Command::new(&program);
+        // SAFETY: between fork and exec, this makes one system call and touches no memory of the parent's.
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+        let mut child = command
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -105,29 +113,6 @@ impl Side {
         kill(self.pid(), signal).with_context(|| format!("cannot send {signal}"))
     }
 
-    /// Seconds of processor time it has used.
-    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let field = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-        let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100) as f64;
-        Ok((field(11) + field(12)) / hertz)
-    }
-
-    /// Waits for its end.
-    pub fn wait(&mut self) -> anyhow::Result<ExitStatus> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                bail!("a side does not end");
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
     /// A connection on which it can be asked for its status.
     pub async fn watch(&self) -> anyhow::Result<Watch> {
         Ok(Watch::connect(&self.control, PATIENCE).await?)
@@ -137,6 +122,12 @@ impl Side {
     pub async fn status(&self) -> anyhow::Result<Status> {
         Ok(self.watch().await?.status().await?)
     }
+}
+
+/// Fails if the machine with this status is not protected (any more): figures of such a pair are not those of a pair.
+pub fn ensure_protected(status: &Status) -> anyhow::Result<()> {
+    anyhow::ensure!(status.role == Role::Primary, "the primary is not protected: {} ({})", status.role, status.state);
+    Ok(())
 }
 
 impl Drop for Side {

@@ -26,7 +26,7 @@ use super::safepoint::{NO_LIMIT, Safepoints};
 use super::snapshot::Boot;
 use super::vcpu::{Exit, KvmError, Vcpu};
 use crate::devices::Devices;
-use lockstep_abi::pv;
+use lockstep_abi::{port, pv};
 
 /// A machine that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +151,10 @@ impl Machine {
                 timer_period_ns: self.devices.pit.period_ns(),
             };
             match door.event(self.at, ready)? {
-                Some(Event::Tick) => self.devices.tick(),
+                Some(Event::Tick) => {
+                    self.devices.tick();
+                    transmit(&mut self.devices, self.at, door)?;
+                }
                 Some(Event::Console(input)) => self.devices.receive(&input.bytes),
                 Some(Event::Digest) => {
                     let digest = self.digest().map_err(failed("take a digest"))?;
@@ -231,6 +234,10 @@ impl Machine {
             }
             let at = self.at;
             self.access = Access::None;
+            if !matches!(exit, Exit::PortWrite { port: port::COM1, .. }) {
+                // The guest has turned to something else: what it wrote so far is whole.
+                transmit(&mut self.devices, at, door)?;
+            }
             match exit {
                 Exit::PortRead { port, size, data } => {
                     self.access = Access::Read;
@@ -247,10 +254,8 @@ impl Machine {
                             self.devices.write_port(at, port.wrapping_add(i as u16), byte, door)?;
                         }
                     }
-                    let sent = self.devices.uart.transmitted();
-                    if !sent.is_empty() {
-                        door.console(at, sent)?;
-                        sent.clear();
+                    if self.devices.uart.transmitted_enough() {
+                        transmit(&mut self.devices, at, door)?;
                     }
                     if let Some(code) = self.devices.exit_code {
                         return Ok(Some(EndReason::Exit(code)));
@@ -327,6 +332,21 @@ impl Machine {
             pages,
         })
     }
+}
+
+/// Hands out what the guest has written to the console.
+///
+/// KVM exits once for every byte of a `rep outsb`. An entry and a frame for each of them would cost more than the bytes, so they
+/// go out together: at the end of a line, when the transmitter would be full, when the guest makes any other exit, and at the
+/// latest with the next tick. All of these are part of the guest's execution, so a replay writes the same outputs.
+/// (Nowhere else: a doorbell is not, and neither a digest nor a stop may have entries between it and its instant.)
+fn transmit(devices: &mut Devices, at: Instant, door: &mut impl Outputs) -> Result<(), Halt> {
+    let sent = devices.uart.transmitted();
+    if !sent.is_empty() {
+        door.console(at, sent)?;
+        sent.clear();
+    }
+    Ok(())
 }
 
 fn failed(what: &'static str) -> impl FnOnce(KvmError) -> Halt {
