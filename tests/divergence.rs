@@ -12,6 +12,7 @@ use recording::machine::{Ran, Recording, boot, read_log, record, replay, write_l
 use recording::process::{lockstep, path, text};
 use lockstep::guest;
 use lockstep::log::entry::{Body, Entry};
+use lockstep::machine::digest::Digest;
 use lockstep::machine::divergence::Difference;
 use lockstep::machine::doors::EndReason;
 use lockstep::machine::instant::Instant;
@@ -232,7 +233,8 @@ fn one_byte_of_memory() {
 #[test]
 fn one_bit_of_every_part_of_a_digest() {
     let digest = next_digest(recording().1.len() / 2);
-    let change: [(&str, fn(&mut lockstep::machine::digest::Digest)); 7] = [
+    type Change = fn(&mut Digest);
+    let change: [(&str, Change); 7] = [
         ("rax is 0x", |digest| digest.registers[0] ^= 1),
         ("rflags is 0x", |digest| digest.registers[17] ^= 1 << 10),
         ("system registers differ", |digest| digest.system ^= 1),

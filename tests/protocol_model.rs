@@ -74,7 +74,7 @@ struct State {
     p: Host,
     b: Host,
     connecting: bool,
-    guest_runs: bool,
+    guest_started: bool,
     made_live: bool,
     /// Generation and its winner.
     register: (u64, Side),
@@ -147,7 +147,7 @@ impl State {
         }
         let to = self.other(from);
         // One heartbeat says as much as many, and any other message says it as well.
-        if to.connected && !to.dead && !(heartbeat && !to.incoming.is_empty()) {
+        if to.connected && !to.dead && (!heartbeat || to.incoming.is_empty()) {
             to.incoming.push_back(Item::Message(message));
         }
     }
@@ -190,14 +190,11 @@ impl State {
                     self.send(P, message);
                 }
                 primary::Action::Disconnect => self.hang_up(P),
-                primary::Action::StartGuest => self.guest_runs = true,
+                primary::Action::StartGuest => self.guest_started = true,
                 primary::Action::Release { below } => self.p.held.release(below),
                 primary::Action::Hold => self.p.held.hold(),
                 primary::Action::Ask(question) => self.ask(plant, P, question),
-                primary::Action::Stop(_) => {
-                    self.guest_runs = false;
-                    self.hang_up(P);
-                }
+                primary::Action::Stop(_) => self.hang_up(P),
                 primary::Action::Stall
                 | primary::Action::Resume
                 | primary::Action::SlowDown { .. }
@@ -326,7 +323,7 @@ impl Model for Pair {
             p: Host::default(),
             b: Host::default(),
             connecting: false,
-            guest_runs: false,
+            guest_started: false,
             made_live: false,
             register: (0, P),
             crashes: 0,
@@ -377,7 +374,7 @@ impl Model for Pair {
         if state.connecting && !state.b.dead && state.b.incoming.is_empty() {
             actions.push(Action::Connect);
         }
-        if state.guest_runs && !state.p.dead && state.primary.appended() < ENTRIES {
+        if state.guest_started && !state.p.dead && state.primary.appended() < ENTRIES {
             actions.push(Action::Append);
         }
         if !state.b.dead {
@@ -467,6 +464,9 @@ impl Model for Pair {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always("never two live", |_, state: &State| !(state.live_primary() && state.live_backup())),
+            Property::always("no backup lives before the guest has started", |_, state: &State| {
+                !state.live_backup() || state.guest_started
+            }),
             Property::always("no output contradicted", |_, state: &State| !state.contradicted && !state.out_of_order),
             Property::always("no output lost", |_, state: &State| {
                 // Whatever the primary let out while it had a backup, the backup holds.

@@ -57,9 +57,7 @@ fn the_log_of_a_killed_recorder_replays_to_its_end() {
     let arguments = ["record", "--detached", "--digest-interval", "5", "--log", path(&file), "--guest", "mix"];
     let recorder = Process::start(&[&arguments[..], &["--", "11", "1000000", "hz=1000"]].concat());
     let boot_bytes = lockstep::guest::IMAGE.len() as u64;
-    until("the log to grow", || {
-        std::fs::metadata(&file).ok().filter(|file| file.len() > boot_bytes + (16 << 10))
-    });
+    until("the log to grow", || std::fs::metadata(&file).ok().filter(|file| file.len() > boot_bytes + (16 << 10)));
     recorder.signal(Signal::SIGKILL);
     let output = recorder.wait();
     assert_eq!(output.status.code(), None, "killed: {}", text(&output));

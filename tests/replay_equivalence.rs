@@ -9,8 +9,8 @@
 mod recording;
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -56,12 +56,12 @@ fn round(seed: u64, index: u64) -> Round {
     let hz = [100, 250, 1000][(index % 3) as usize];
     let guest_seed = next(&mut random) >> 1;
     let (command_line, typist) = match index / 3 % 4 {
-        0 | 1 => (format!("mix {guest_seed} 4 hz={hz}"), None),
-        2 => (format!("mix {guest_seed} 4 hz={hz}"), Some(next(&mut random))),
-        _ => (format!("compute 4 seed={guest_seed} hz={hz}"), None),
+        0 | 1 => (format!("mix {guest_seed} 2 hz={hz}"), None),
+        2 => (format!("mix {guest_seed} 2 hz={hz}"), Some(next(&mut random))),
+        _ => (format!("compute 2 seed={guest_seed} hz={hz}"), None),
     };
     let digest_every = Duration::from_millis(5 + next(&mut random) % 16);
-    Round { command_line, how: Recording { digest_every, typist, ..Recording::default() } }
+    Round { command_line, how: Recording { digest_every, typist, typed_bytes: 200, ..Recording::default() } }
 }
 
 /// What is not the same; nothing if all is.
@@ -122,6 +122,9 @@ fn try_round(directory: &Path, name: &str, round: &Round, totals: &Mutex<Totals>
 
 /// Tries rounds on as many threads as there are cores, so that they are each other's load as well.
 fn try_rounds(what: &str, rounds: u64, choose: impl Fn(u64, u64) -> Round + Sync) -> Totals {
+    // One at a time: rounds of one promise are load enough for each other.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let seed = number("LOCKSTEP_SEED").unwrap_or_else(|| getrandom::u64().expect("a random number") >> 1);
     println!("{what}: LOCKSTEP_SEED={seed} LOCKSTEP_ROUNDS={rounds}");
     let directory = tempfile::tempdir().expect("a directory");
@@ -155,7 +158,10 @@ fn try_rounds(what: &str, rounds: u64, choose: impl Fn(u64, u64) -> Round + Sync
         let reports: Vec<_> = failed
             .iter()
             .map(|(name, round, difference)| {
-                format!("{round:?}\n{difference}\nreplay it: lockstep replay {}", kept.join(name).with_extension("log").display())
+                format!(
+                    "{round:?}\n{difference}\nreplay it: lockstep replay {}",
+                    kept.join(name).with_extension("log").display()
+                )
             })
             .collect();
         panic!("{what}, with LOCKSTEP_SEED={seed}:\n{}", reports.join("\n\n"));
@@ -169,7 +175,7 @@ fn every_recording_on_a_busy_host_replays_to_the_same_end() {
     let totals = try_rounds("equivalence", rounds, round);
     assert_eq!(totals.rounds, rounds);
     // What the rounds were meant to try has happened in them.
-    assert!(totals.digests >= rounds * 4, "{totals:?}");
+    assert!(totals.digests >= rounds * 2, "{totals:?}");
     assert!(totals.ticks >= rounds * 10, "{totals:?}");
     assert!(totals.ticks_between_exits >= rounds, "{totals:?}");
     assert!(rounds < 9 || totals.inputs >= rounds, "{totals:?}");
@@ -180,17 +186,17 @@ fn a_flood_of_input_at_a_thousand_ticks_a_second_replays_to_the_same_end() {
     let rounds = number("LOCKSTEP_ROUNDS").unwrap_or(108).div_ceil(18);
     let totals = try_rounds("flood", rounds, |seed, index| {
         let Round { how, .. } = round(!seed, index);
-        let how = Recording { typist: Some(seed ^ index << 40), typed_bytes: 4000, ..how };
-        Round { command_line: format!("mix {} 6 hz=1000", seed ^ index), how }
+        let how = Recording { typist: Some(seed ^ index << 40), typed_bytes: 1500, ..how };
+        Round { command_line: format!("mix {} 3 hz=1000", seed ^ index), how }
     });
-    assert!(totals.input_bytes >= rounds * 2000 && totals.inputs >= rounds * 50, "{totals:?}");
+    assert!(totals.input_bytes >= rounds * 500 && totals.inputs >= rounds * 50, "{totals:?}");
 }
 
 /// Interrupts that find the guest's interrupts off are delivered at the interrupt window, which no log entry names.
 #[test]
 fn late_and_odd_interrupts_replay_to_the_same_end() {
-    const GUESTS: [&str; 5] = ["probe-irqoff 6", "probe-flags 3000000", "probe-unclaimed", "probe-pv", "mix 3 1"];
-    let totals = try_rounds("probes", 15, |seed, index| {
+    const GUESTS: [&str; 5] = ["probe-irqoff 2", "probe-flags 20000", "probe-unclaimed", "probe-pv", "mix 3 1"];
+    let totals = try_rounds("probes", 10, |seed, index| {
         let guest = GUESTS[index as usize % GUESTS.len()];
         let digest_every = Duration::from_millis(1);
         let how = Recording { typist: None, digest_every, ..round(seed, index).how };

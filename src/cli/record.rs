@@ -62,7 +62,7 @@ struct ConsoleChoice {
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let boot = args.machine.boot()?;
     let machine = Machine::new(&boot, Tracking::Off)?;
-    let end = with_console(machine, NoLog, u64::MAX, &args.machine.name, &args.console)?;
+    let end = with_console(machine, || Ok(NoLog), u64::MAX, &args.machine.name, &args.console)?;
     Ok(status(&end.reason))
 }
 
@@ -70,7 +70,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 pub fn record(args: RecordArgs) -> anyhow::Result<ExitCode> {
     let boot = args.machine.boot()?;
     let machine = Machine::new(&boot, Tracking::On)?;
-    let log = FileLog::new(LogWriter::create(&args.log, &boot)?);
+    let log = || Ok(FileLog::new(LogWriter::create(&args.log, &boot)?));
     let every = args.digest_interval.saturating_mul(1_000_000);
     let mut end = with_console(machine, log, every, &args.machine.name, &args.console)?;
     let entries = end.log.close()?;
@@ -84,7 +84,7 @@ fn status(reason: &Option<EndReason>) -> ExitCode {
 
 fn with_console<L: Log + Send + 'static>(
     machine: Machine,
-    log: L,
+    log: impl FnOnce() -> anyhow::Result<L>,
     digest_every_ns: u64,
     name: &str,
     choice: &ConsoleChoice,
@@ -96,6 +96,8 @@ fn with_console<L: Log + Send + 'static>(
             .await
             .with_context(|| format!("cannot listen on {}: choose another address with --control", choice.control))?;
         let address = listener.local_addr()?.to_string();
+        // Creating a log loses an older one of that name: not before all else that can fail has not.
+        let log = log()?;
         if choice.detached {
             eprintln!("lockstep: `{name}` runs detached; console {address}");
         }

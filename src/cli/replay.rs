@@ -13,7 +13,7 @@ use crate::doors::Console;
 use crate::doors::replay::{ReplayDoor, Tally};
 use crate::host::file_log::{FileSource, Watch};
 use crate::host::vcpu_thread::VcpuThread;
-use crate::log::file::LogReader;
+use crate::log::file::{LogError, LogReader};
 use crate::machine::doors::{ConsoleInput, EndReason, Halt};
 use crate::machine::{Machine, Tracking};
 
@@ -73,7 +73,10 @@ impl Console for Screen {
 
 /// Replays the log in `path`; `progress` is told how many bytes of it were used, now and then.
 pub fn replay(path: &Path, show: bool, watch: Arc<Watch>, progress: impl Fn(u64)) -> anyhow::Result<Replayed> {
-    let reader = LogReader::open(path)?;
+    let reader = LogReader::open(path).map_err(|error| match error {
+        LogError::Open { .. } => anyhow::Error::new(error), // names the file itself
+        error => anyhow::Error::new(error).context(path.display().to_string()),
+    })?;
     let boot = reader.boot().clone();
     let mut machine = Machine::new(&boot, Tracking::On)?;
     let watched = watch.clone();

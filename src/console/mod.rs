@@ -16,7 +16,6 @@ pub mod client;
 pub mod control;
 mod dial;
 mod follow;
-pub mod frame;
 pub mod held_times;
 pub mod history;
 pub mod hub;
@@ -25,5 +24,4 @@ pub mod server;
 pub mod session;
 pub mod status;
 pub mod terminal;
-
 pub mod wire;

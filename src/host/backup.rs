@@ -18,8 +18,7 @@ use super::keeper::Keeper;
 use super::outgoing::{Batch, Outgoing, OutgoingLog};
 use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
-use super::{HostError, Keeping, Outcome, system};
-use crate::arbiter::Arbiter;
+use super::{HostError, Keeping, Outcome, Site, system};
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
 use crate::console::hub::{Hub, Protection};
@@ -35,10 +34,10 @@ use crate::machine::divergence::Divergence;
 use crate::machine::doors::{EndReason, Halt};
 use crate::machine::snapshot::Boot;
 use crate::machine::{Machine, Tracking};
+use crate::replication::StopReason;
 use crate::replication::backup::{Action, Backup, Input, State};
 use crate::replication::election::Answer;
 use crate::replication::message::Message;
-use crate::replication::{Identity, Settings, StopReason};
 
 /// What the vCPU thread says.
 enum FromVcpu {
@@ -126,15 +125,8 @@ pub struct BackupEnd {
 }
 
 /// Runs a backup of the machine whose primary listens at `primary`, until it is over: here, or there.
-pub async fn run(
-    me: Identity,
-    settings: Settings,
-    primary: String,
-    keeping: Keeping,
-    hub: Arc<Hub>,
-    board: Arc<Board>,
-    arbiter: Arc<dyn Arbiter>,
-) -> Result<BackupEnd, HostError> {
+pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
+    let Site { me, settings, keeping, hub, board, arbiter } = site;
     let mut driver = Driver {
         protocol: Backup::new(me.clone(), settings),
         actions: Vec::with_capacity(16),

@@ -19,11 +19,15 @@ pub mod solo;
 pub mod vcpu_thread;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use crate::arbiter::Arbiter;
+use crate::console::hub::Hub;
 use crate::log::file::LogError;
 use crate::machine::MachineError;
 use crate::machine::doors::{EndReason, Halt};
-use crate::replication::StopReason;
+use crate::replication::{Identity, Settings, StopReason};
+use board::Board;
 
 /// How one side of a pair came to its end.
 #[derive(Debug)]
@@ -64,6 +68,22 @@ pub enum HostError {
         #[source]
         source: LogError,
     },
+}
+
+/// What the driver of either side of a pair is given.
+pub struct Site {
+    /// Who this is.
+    pub me: Identity,
+    /// The protocol's numbers.
+    pub settings: Settings,
+    /// Digests and the copy of the log.
+    pub keeping: Keeping,
+    /// The console.
+    pub hub: Arc<Hub>,
+    /// What `lockstep status` reads.
+    pub board: Arc<Board>,
+    /// Who may live.
+    pub arbiter: Arc<dyn Arbiter>,
 }
 
 /// How often to take a digest, and where to keep the log.

@@ -14,8 +14,7 @@ use super::keeper::Keeper;
 use super::outgoing::{Batch, Outgoing, OutgoingLog};
 use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
-use super::{HostError, Keeping, Outcome, system};
-use crate::arbiter::Arbiter;
+use super::{HostError, Keeping, Outcome, Site, system};
 use crate::backends::clock::wall_clock_ns;
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
@@ -29,13 +28,16 @@ use crate::machine::instant::Instant as GuestInstant;
 use crate::machine::safepoint::Safepoints;
 use crate::machine::snapshot::Boot;
 use crate::machine::{Machine, Tracking};
+use crate::replication::StopReason;
 use crate::replication::election::Answer;
 use crate::replication::message::{Message, Refusal};
 use crate::replication::primary::{Action, Input, Primary, State};
-use crate::replication::{Identity, Settings, StopReason};
 
 /// Time between two horizons: what the backup is behind a computing guest is about this.
 const HORIZON_EVERY: Duration = Duration::from_millis(1);
+
+/// How old the status may get while the protocol waits for nothing, in an unprotected machine say.
+const BOARD_EVERY: Duration = Duration::from_millis(50);
 
 /// How the vCPU thread came to its end.
 type Done = Result<EndReason, Halt>;
@@ -83,16 +85,8 @@ struct Driver {
 }
 
 /// Runs a primary until its guest has ended or the protocol stops it.
-pub async fn run(
-    me: Identity,
-    settings: Settings,
-    boot: Boot,
-    keeping: Keeping,
-    listener: TcpListener,
-    hub: Arc<Hub>,
-    board: Arc<Board>,
-    arbiter: Arc<dyn Arbiter>,
-) -> Result<Outcome, HostError> {
+pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcome, HostError> {
+    let Site { me, settings, keeping, hub, board, arbiter } = site;
     let machine = Machine::new(&boot, Tracking::On)?;
     let safepoints = machine.safepoints();
     board.watch(safepoints.clone());
@@ -143,7 +137,7 @@ impl Driver {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
                     // Nothing is due; the board is kept fresh all the same.
-                    None => tokio::time::sleep(Duration::from_millis(50)).await,
+                    None => tokio::time::sleep(BOARD_EVERY).await,
                 }
             };
             let protected = *self.protocol.state() == State::Protected && self.ended.is_none();

@@ -246,6 +246,8 @@ impl Backup {
                 self.link.open(now);
                 let hello = Hello::new(Role::Backup, &self.me, &self.settings, 0);
                 out.push(Action::Send(Message::Hello(Box::new(hello))));
+                // The primary may take its time: it has a generation to win first.
+                self.link.greet(now);
             }
             // Not asked for: the driver connects on `Connect` only, and once.
             State::Connecting { .. }
@@ -285,7 +287,7 @@ impl Backup {
                 self.link.heartbeats.0 += 1;
                 self.guest_clock_ns = self.guest_clock_ns.max(guest_clock_ns);
             }
-            (Message::Hello(hello), State::Connecting { .. }) => self.on_hello(now, hello, out),
+            (Message::Hello(hello), State::Connecting { .. }) => self.on_hello(hello, out),
             (Message::OtherVersion { version }, State::Connecting { .. }) => {
                 self.refuse(Refusal::Version { ours: message::VERSION, theirs: version }, out);
             }
@@ -318,7 +320,7 @@ impl Backup {
         }
     }
 
-    fn on_hello(&mut self, now: u64, hello: Box<Hello>, out: &mut Vec<Action>) {
+    fn on_hello(&mut self, hello: Box<Hello>, out: &mut Vec<Action>) {
         if let Some(refusal) = hello.mismatch(&self.me, Role::Primary) {
             return self.refuse(refusal, out);
         }
@@ -326,7 +328,6 @@ impl Backup {
         self.settings.timeout_ns = hello.timeout_ns;
         self.generation = hello.generation;
         self.peer = Some(Arc::from(hello));
-        self.link.greet(now);
         self.state = State::Loading;
     }
 

@@ -26,8 +26,8 @@ pub enum Job {
 pub const LOADS: [Job; 4] = [Job::Idle, Job::Typing, Job::Computing, Job::Printing];
 
 /// Rounds of the computing guest, and lines of the printing one.
-const ROUNDS: u64 = 40;
-const NUMBERS: u64 = 4000;
+const ROUNDS: u64 = 120;
+const NUMBERS: u64 = 12_000;
 
 /// A load on a guest, and the console through which it is seen.
 pub struct Load {
@@ -46,11 +46,6 @@ impl Job {
             Job::Computing => Setup { arguments: vec![ROUNDS.to_string()], ..Setup::of("compute") },
             Job::Printing => Setup::of("shell"),
         }
-    }
-
-    /// Whether new output comes without anything being typed.
-    pub fn speaks_alone(self) -> bool {
-        self != Job::Idle
     }
 }
 
@@ -72,6 +67,16 @@ impl Load {
             }
         }
         load
+    }
+
+    /// Whether the guest says more by itself than what was `seen`.
+    pub fn goes_on(&self, seen: &Seen) -> bool {
+        match self.work {
+            Job::Idle => false,
+            Job::Typing => true,
+            Job::Computing => seen.ended.is_none(),
+            Job::Printing => !seen.text().contains(&format!("\r\n{NUMBERS}\r\n")),
+        }
     }
 
     fn type_lines(&mut self, count: u64, random: &mut Random) {

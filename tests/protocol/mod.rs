@@ -122,6 +122,8 @@ pub enum Broken {
     ReleasedAfterSleep,
     /// Something was sent by a backup that had given up its primary.
     SentAfterSuspicion,
+    /// A side gave the other up in a run without faults.
+    Needless,
     /// Faults over, and nothing came of it.
     NoProgress(String),
 }

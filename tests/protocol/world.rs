@@ -88,6 +88,8 @@ pub(super) struct Process {
     pub(super) running: bool,
     pub(super) stalled: bool,
     pub(super) ended: bool,
+    /// Outputs that are logged and that the vCPU has not queued yet.
+    pub(super) unqueued: Vec<(u64, u64)>,
 }
 
 /// One direction of the network.
@@ -129,6 +131,9 @@ pub struct World {
     pub(super) arbiter_delay_ns: u64,
     pub(super) lose_verdicts: bool,
     pub(super) guest_ends: bool,
+    /// The guest has little to do: only heartbeats tell the hosts of each other.
+    pub(super) guest_idles: bool,
+    pub(super) faultless: bool,
     pub(super) seen_before_progress: usize,
     pub(super) p_actions: Vec<primary::Action>,
     pub(super) b_actions: Vec<backup::Action>,
@@ -175,6 +180,8 @@ impl World {
             arbiter_delay_ns: if rng.one_in(4) { rng.range(50 * MS, 400 * MS) } else { rng.range(MS, 20 * MS) },
             lose_verdicts: rng.one_in(5),
             guest_ends: rng.one_in(8),
+            guest_idles: rng.one_in(6),
+            faultless: true,
             seen_before_progress: 0,
             p_actions: Vec::new(),
             b_actions: Vec::new(),
@@ -189,6 +196,7 @@ impl World {
         self.primary_on(primary::Input::Start, &[]);
         self.backup_on(backup::Input::Start, &[]);
         for _ in 0..self.rng.range(0, 4) {
+            self.faultless = false;
             let at = self.rng.range(5 * MS, HEAL);
             self.at(at, Event::Fault);
         }
@@ -401,7 +409,10 @@ impl World {
             primary::Action::SlowDown { .. } => self.fact("the primary is slowed down"),
             primary::Action::Ask(question) => self.ask(P, question),
             primary::Action::StopGuest => {}
-            primary::Action::Suspect(_) => self.fact("the primary gives up its backup"),
+            primary::Action::Suspect(_) => {
+                self.fact("the primary gives up its backup");
+                self.checker.expect(!self.faultless, Broken::Needless, self.now);
+            }
             primary::Action::Stop(reason) => {
                 self.p.running = false;
                 self.stopped(P, &reason);
@@ -479,6 +490,7 @@ impl World {
             }
             backup::Action::StopGuest => {}
             backup::Action::Suspect(_) => {
+                self.checker.expect(!self.faultless, Broken::Needless, self.now);
                 if !self.p.dead {
                     self.fact("a backup gives up a primary that is not dead");
                 }
@@ -521,8 +533,9 @@ impl World {
         if process.dead || !process.running {
             return;
         }
-        let pause = if self.rng.one_in(40) { 30 * MS } else { 6 * MS };
-        let pause = self.rng.range(300 * US, pause);
+        let idle = self.guest_idles && !self.healed;
+        let longest = if idle { 500 * MS } else { [6 * MS, 30 * MS][usize::from(self.rng.one_in(40))] };
+        let pause = self.rng.range(300 * US, longest);
         self.after(pause, Event::Work(side));
         if self.process(side).paused {
             return;
@@ -549,25 +562,34 @@ impl World {
 
     fn work_primary(&mut self) {
         if self.p.stalled || self.p.ended {
-            return;
+            return self.queue_outputs();
         }
+        self.queue_outputs();
         let mut bytes = Vec::new();
         let (entries, outputs) = self.make(P, &mut bytes);
         let length = bytes.len() as u32;
         self.primary_on(primary::Input::Appended { entries, bytes: length }, &bytes);
-        // Queued after they were logged. What an acknowledgement came in between for is not lost by that.
-        for (entry, content) in outputs {
-            self.p.held.push(entry, content);
+        // Queued after they were logged, now and then so late that they are acknowledged by then.
+        self.p.unqueued = outputs;
+        if !self.rng.one_in(4) {
+            self.queue_outputs();
         }
-        self.let_out(P);
         if self.rng.one_in(4) {
             let (entries, at) = (self.p.guest.passed, Instant::new(self.p.guest.passed, self.now));
             self.primary_on(primary::Input::Horizon { entries, at }, &[]);
         }
         if self.guest_ends && self.now > 300 * MS && self.rng.one_in(50) {
             self.p.ended = true;
+            self.queue_outputs();
             self.primary_on(primary::Input::GuestEnded, &[]);
         }
+    }
+
+    fn queue_outputs(&mut self) {
+        for (entry, content) in std::mem::take(&mut self.p.unqueued) {
+            self.p.held.push(entry, content);
+        }
+        self.let_out(P);
     }
 
     fn work_live(&mut self) {

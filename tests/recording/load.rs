@@ -41,14 +41,14 @@ fn burn(seed: u64, over: &AtomicBool) {
     let mut memory = vec![0u64; 1 << 18];
     let mut random = seed | 1;
     while !over.load(Relaxed) {
-        let until = Instant::now() + Duration::from_micros(50 + next(&mut random) % 4000);
+        let until = Instant::now() + Duration::from_micros(50 + next(&mut random) % 3000);
         while Instant::now() < until {
             for _ in 0..256 {
                 let at = next(&mut random) as usize % memory.len();
                 memory[at] = memory[at].wrapping_add(random);
             }
         }
-        thread::sleep(Duration::from_micros(next(&mut random) % 1500));
+        thread::sleep(Duration::from_micros(next(&mut random) % 4000));
     }
 }
 

@@ -26,8 +26,8 @@ fn acked(received: u64, executed: u64, executed_stamp: u64) -> backup::Action {
 fn ready() -> Backup {
     let mut backup = Backup::new(identity(2, "beta"), Settings::default());
     assert_eq!(on(&mut backup, 0, Input::Start), [Connect]);
-    assert_eq!(on(&mut backup, 0, Input::Connected), [Send(message_hello(Role::Backup, 0))]);
-    assert_eq!(on(&mut backup, 0, Input::Received(message_hello(Role::Primary, 1))), [heartbeat(0)]);
+    assert_eq!(on(&mut backup, 0, Input::Connected), [Send(message_hello(Role::Backup, 0)), heartbeat(0)]);
+    assert_eq!(on(&mut backup, 0, Input::Received(message_hello(Role::Primary, 1))), []);
     assert_eq!(on(&mut backup, 0, Input::Received(Message::Boot)), [Load]);
     assert_eq!(on(&mut backup, 0, Input::Loaded), [Send(Message::Welcome { generation: 1 })]);
     backup
