@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn every_value_has_a_bucket_that_holds_it() {
         let mut before = 0;
-        for value in (0..5000).chain((5..60).flat_map(|bit| [(1u64 << bit) - 1, 1 << bit, (1 << bit) + 1])) {
+        for value in (0..5000).chain((13..60).flat_map(|bit| [(1u64 << bit) - 1, 1 << bit, (1 << bit) + 1])) {
             let index = bucket(value);
             assert!(index < BUCKETS);
             assert!(last_of(index) >= value || index == BUCKETS - 1, "{value} lies above bucket {index}");
