@@ -10,12 +10,12 @@ use std::process::{Command, Output};
 
 use std::io::{Read, Write};
 
-use recording::image::image;
-use recording::process::{LOCKSTEP, Process, lockstep, path, text, until};
 use lockstep::guest;
 use lockstep::log::frame::{self, FrameKind};
 use lockstep::replication::message::{Head, Hello, Kind, Message, Refusal, Role};
 use lockstep::replication::{Identity, Settings};
+use recording::image::image;
+use recording::process::{LOCKSTEP, Process, lockstep, path, text, until};
 
 /// Checks the promise on `output`, and that the line says all of `says`.
 fn assert_one_line(output: &Output, says: &[&str]) {
