@@ -2,6 +2,7 @@
 
 pub mod arbiter;
 pub mod backends;
+pub mod bench;
 pub mod cli;
 pub mod console;
 pub mod devices;

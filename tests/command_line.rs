@@ -2,7 +2,7 @@
 //! standard error, with what to do about it, and ends with a status that is not 0. No backtrace, no panic.
 #![allow(clippy::disallowed_methods, reason = "tests are the outside world")]
 
-mod common;
+mod recording;
 
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -10,8 +10,8 @@ use std::process::{Command, Output};
 
 use std::io::{Read, Write};
 
-use common::image::image;
-use common::process::{LOCKSTEP, Process, lockstep, path, text, until};
+use recording::image::image;
+use recording::process::{LOCKSTEP, Process, lockstep, path, text, until};
 use lockstep::guest;
 use lockstep::log::frame::{self, FrameKind};
 use lockstep::replication::message::{Head, Hello, Kind, Message, Refusal, Role};
@@ -121,7 +121,7 @@ fn files_and_directories_that_are_missing_or_none() {
     }
     // A log of another version of the format.
     let other = inside("other.log");
-    common::machine::write_log(&other, &common::machine::boot("idle"), &[]);
+    recording::machine::write_log(&other, &recording::machine::boot("idle"), &[]);
     let mut bytes = std::fs::read(&other).expect("the log");
     bytes[4] = 77;
     std::fs::write(&other, bytes).expect("a file");
@@ -141,7 +141,7 @@ fn files_and_directories_that_are_missing_or_none() {
 fn a_host_without_kvm() {
     let directory = tempfile::tempdir().expect("a directory");
     let log = directory.path().join("a.log");
-    let ran = common::machine::record(&common::machine::boot("no-such-guest"), &log, Default::default());
+    let ran = recording::machine::record(&recording::machine::boot("no-such-guest"), &log, Default::default());
     ran.end.expect("a log");
     let arbiter = path(directory.path());
     for arguments in [
@@ -159,7 +159,7 @@ fn a_host_without_kvm() {
 
 /// The hello of a peer that fits the program under test.
 fn hello(role: Role) -> Hello {
-    let cpu = lockstep::machine::cpuid::CpuKind::of(&common::machine::boot("").cpuid).to_string();
+    let cpu = lockstep::machine::cpuid::CpuKind::of(&recording::machine::boot("").cpuid).to_string();
     let me = Identity::new("lockstep", 7, "peer", &cpu).expect("names");
     Hello::new(role, &me, &Settings::default(), 1)
 }

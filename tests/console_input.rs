@@ -19,9 +19,11 @@ struct Person {
     id: u64,
     session: Session,
     typed: u64,
-    /// The present connection: what is on its way to the host, and back.
-    wire: Option<(VecDeque<(u64, Vec<u8>)>, VecDeque<u64>)>,
+    wire: Option<Wire>,
 }
+
+/// A connection: input on its way to the host, and acknowledged offsets on their way back.
+type Wire = (VecDeque<(u64, Vec<u8>)>, VecDeque<u64>);
 
 /// A live host, a log that its backup has up to `acknowledged` at least, and some people.
 struct World {
@@ -81,10 +83,8 @@ impl World {
             }
             8 => self.tell_safe(who),
             9 => {
-                if let Some((_, acks)) = &mut person.wire {
-                    if let Some(offset) = acks.pop_front() {
-                        person.session.input_safe(offset).expect("acknowledges what was typed");
-                    }
+                if let Some(offset) = person.wire.as_mut().and_then(|(_, acks)| acks.pop_front()) {
+                    person.session.input_safe(offset).expect("acknowledges what was typed");
                 }
             }
             10 => {
@@ -312,7 +312,7 @@ fn input_sent_again_is_taken_once() {
 #[test]
 fn a_full_queue_takes_a_part_and_takes_the_rest_later() {
     let mut table = InputTable::default();
-    let session = Session::new(9, Start::At(0));
+    let mut session = Session::new(9, Start::At(0));
     assert_eq!(table.attach(&session.attach()), Ok(0));
     let many = vec![7; InputTable::QUEUE_MAX + 10];
     assert_eq!(table.offer(9, 0, &many), Ok(InputTable::QUEUE_MAX));

@@ -9,6 +9,7 @@ use lockstep::console::client::{Client, Keyboard, Options, What};
 use lockstep::console::control;
 use lockstep::console::hub::Protection;
 use lockstep::console::status::Role;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -177,4 +178,63 @@ async fn no_byte_leaves_before_it_is_released_and_input_is_safe_no_earlier() {
     host.hub.release(4);
     assert!(matches!(client.next().await.unwrap().what, What::Output { position: 4, bytes } if bytes == b"more"));
     assert!(matches!(client.next().await.unwrap().what, What::Ended(ended) if ended.code == 0));
+}
+
+/// One host under two names: the calls of one search do not throw each other out.
+#[tokio::test]
+async fn a_host_of_two_names_is_attached_once() {
+    let host = Host::start("a", "127.0.0.1:0");
+    host.hub.go_live(1, Protection::Unprotected);
+    for round in 0..200 {
+        let other_name = host.address.replace("127.0.0.1", "localhost");
+        let mut client = Client::connect(Options::new([&host.address, &other_name])).await.unwrap();
+        client.send(b"x").await.unwrap();
+        client.keyboard().send(b"y").await.unwrap();
+        host.hub.output(round, b"z");
+        match client.next().await.unwrap().what {
+            What::Output { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A guest that never stops writing can still be typed to.
+#[tokio::test]
+async fn a_flood_of_output_does_not_hold_back_the_keyboard() {
+    const WINDOW: u64 = 512 << 10;
+    const OUTPUTS: u64 = 40_000;
+    let host = Host::start("a", "127.0.0.1:0");
+    host.hub.go_live(1, Protection::Unprotected);
+    let mut client = Client::connect(Options::new([&host.address])).await.unwrap();
+    let (seen, hub) = (Arc::new(AtomicU64::new(0)), host.hub.clone());
+    let shown = seen.clone();
+    let (done, mut typed_to) = tokio::sync::oneshot::channel();
+    let guest = std::thread::spawn(move || {
+        let line = [b'.'; 1024];
+        let typed_at = (0..OUTPUTS).find(|&entry| {
+            hub.output(entry, &line);
+            // Always something to read for the client, and never more than the host keeps.
+            while entry * 1024 > shown.load(Ordering::Acquire) + WINDOW && hub.input_waiting() == 0 {
+                std::thread::yield_now();
+            }
+            hub.input_waiting() > 0
+        });
+        done.send(typed_at).unwrap_or_default();
+    });
+    while seen.load(Ordering::Acquire) < WINDOW / 2 {
+        if let What::Output { bytes, .. } = client.next().await.unwrap().what {
+            seen.fetch_add(bytes.len() as u64, Ordering::Release);
+        }
+    }
+    client.send(b"\x03").await.unwrap();
+    let typed_at = loop {
+        tokio::select! {
+            typed_at = &mut typed_to => break typed_at.unwrap(),
+            event = client.next() => if let What::Output { bytes, .. } = event.unwrap().what {
+                seen.fetch_add(bytes.len() as u64, Ordering::Release);
+            },
+        }
+    };
+    assert!(typed_at.is_some(), "the guest wrote {OUTPUTS} lines before it was typed to");
+    guest.join().unwrap();
 }

@@ -2,14 +2,14 @@
 //! and the report names the entry, the instant and what differs. Shown with logs in which one thing was changed: what
 //! replays then is a machine to which something else happened than to the recorded one.
 
-mod common;
+mod recording;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use common::machine::{Ran, Recording, boot, read_log, record, replay, write_log};
-use common::process::{lockstep, path, text};
+use recording::machine::{Ran, Recording, boot, read_log, record, replay, write_log};
+use recording::process::{lockstep, path, text};
 use lockstep::guest;
 use lockstep::log::entry::{Body, Entry};
 use lockstep::machine::digest::Digest;

@@ -3,14 +3,14 @@
 //! was recorded ends where the recording did.
 #![allow(clippy::disallowed_methods, reason = "tests are the outside world")]
 
-mod common;
+mod recording;
 
 use std::path::Path;
 use std::time::Duration;
 
-use common::image::image;
-use common::machine::{Ran, Recording, boot, boot_image, read_log, record, replay};
-use common::process::{Process, lockstep, path, text, until};
+use recording::image::image;
+use recording::machine::{Ran, Recording, boot, boot_image, read_log, record, replay};
+use recording::process::{Process, lockstep, path, text, until};
 use lockstep::console::control;
 use lockstep::console::status::GuestState;
 use lockstep::log::entry::Body;
@@ -106,7 +106,7 @@ fn foreign_images_that_misbehave() {
         let file = directory.path().join("image.log");
         let deadline = match expected {
             Stops | GivenUp => Duration::from_millis(300),
-            Ends(_) | EndsSomehow => common::machine::DEADLINE,
+            Ends(_) | EndsSomehow => recording::machine::DEADLINE,
         };
         let ran = record_and_replay(&boot_image(image(code), ""), &file, deadline);
         match (&expected, &ran.end) {
@@ -144,7 +144,7 @@ fn the_built_in_guest_in_trouble() {
     let directory = tempfile::tempdir().expect("a directory");
     for (command_line, end, says) in guests {
         let file = directory.path().join("guest.log");
-        let ran = record_and_replay(&boot(&command_line), &file, common::machine::DEADLINE);
+        let ran = record_and_replay(&boot(&command_line), &file, recording::machine::DEADLINE);
         assert_eq!(ran.end.expect("an end"), end, "{command_line}\n{}", ran.screen);
         assert!(ran.screen.contains(says), "{command_line}\n{}", ran.screen);
     }
@@ -168,7 +168,7 @@ fn a_guest_that_loops_for_ever_holds_up_nobody() {
     for guest in ["probe-spin", "probe-spin0"] {
         let file = directory.path().join(format!("{guest}.log"));
         let stderr = directory.path().join(format!("{guest}.stderr"));
-        let mut command = std::process::Command::new(common::process::LOCKSTEP);
+        let mut command = std::process::Command::new(recording::process::LOCKSTEP);
         command.args(["record", "--detached", "--log", path(&file), "--guest", guest, "--", "hz=1000"]);
         let recorder = Process::spawn_into(command, &stderr);
         let address = console_address(&stderr);
@@ -176,7 +176,7 @@ fn a_guest_that_loops_for_ever_holds_up_nobody() {
         // It spins: its last output is there, and its instants no longer change.
         let mut before = None;
         until("the guest to spin", || {
-            let status = runtime.block_on(control::status(&address, common::process::DEADLINE)).expect("a status");
+            let status = runtime.block_on(control::status(&address, recording::process::DEADLINE)).expect("a status");
             assert!(matches!(status.guest, GuestState::Starting | GuestState::Running), "{status:?}");
             let now = (status.instant_exits, status.instant_polls, status.uptime_ms / 300);
             let still = before.is_some_and(|(exits, polls, at)| (exits, polls) == (now.0, now.1) && at + 2 < now.2);

@@ -2,10 +2,10 @@
 //! writer was killed replays to its end and is called incomplete; a log of a guest whose processor this host cannot
 //! offer is refused with the leaf named; and `--json` says for programs what the text says for people.
 
-mod common;
+mod recording;
 
-use common::machine::{Recording, boot, digests, read_log, record, write_log};
-use common::process::{LOCKSTEP, Process, lockstep, path, text, until};
+use recording::machine::{Recording, boot, digests, read_log, record, write_log};
+use recording::process::{LOCKSTEP, Process, lockstep, path, text, until};
 use lockstep::log::entry::Body;
 use lockstep::machine::doors::EndReason;
 use nix::sys::signal::Signal;

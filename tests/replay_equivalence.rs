@@ -6,7 +6,7 @@
 //! the choices of a run. A round that fails keeps its log and prints the command that replays it.
 #![allow(clippy::disallowed_methods, reason = "tests are the outside world")]
 
-mod common;
+mod recording;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -14,8 +14,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::load::{Load, next};
-use common::machine::{Ran, Recording, boot, digests, read_log, record, replay};
+use recording::load::{Load, next};
+use recording::machine::{Ran, Recording, boot, digests, read_log, record, replay};
 use lockstep::log::entry::Body;
 use lockstep::machine::doors::EndReason;
 

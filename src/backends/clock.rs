@@ -8,6 +8,12 @@ const CATCH_UP_NUMERATOR: u64 = 1;
 /// See [`CATCH_UP_NUMERATOR`].
 const CATCH_UP_DENOMINATOR: u64 = 2;
 
+/// The host's wall clock, nanoseconds since 1970 UTC; 0 on a host that is before it.
+pub fn wall_clock_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |elapsed| elapsed.as_nanos() as u64)
+}
+
 /// Pure arithmetic over host times that the caller passes in.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestClock {

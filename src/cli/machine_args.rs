@@ -1,10 +1,10 @@
 //! Options that every subcommand shares which boots a guest.
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 
+use crate::backends::clock::wall_clock_ns;
 use crate::guest;
 use crate::machine::snapshot::Boot;
 use crate::machine::{boot, cpuid, memory, vcpu};
@@ -47,7 +47,7 @@ impl MachineArgs {
             name: self.name.clone(),
             memory_bytes: self.memory.saturating_mul(1 << 20),
             command_line,
-            boot_time_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+            boot_time_ns: wall_clock_ns(),
             cpuid: cpuid::template(&host),
             image,
         };

@@ -1,13 +1,18 @@
 //! The command line: one file per subcommand.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
+pub mod bench;
 pub mod console;
+pub mod demo;
 pub mod interrupts;
 pub mod log;
 pub mod machine_args;
 pub mod pair;
 pub mod record;
+pub mod remote;
 pub mod replay;
+pub mod status;
+pub mod stop;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -37,6 +42,11 @@ enum Command {
     Log(log::LogArgs),
     Primary(pair::PrimaryArgs),
     Backup(pair::BackupArgs),
+    Console(console::ConsoleArgs),
+    Status(status::StatusArgs),
+    Stop(stop::StopArgs),
+    Bench(bench::BenchArgs),
+    Demo(demo::DemoArgs),
 }
 
 /// Exit status: the arguments make no sense.
@@ -77,6 +87,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Log(args) => log::run(args).map(|()| ExitCode::SUCCESS),
         Command::Primary(args) => pair::run_primary(args),
         Command::Backup(args) => pair::run_backup(args),
+        Command::Console(args) => console::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Stop(args) => stop::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Demo(args) => demo::run(args),
     }
 }
 

@@ -176,7 +176,7 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
         bail!("--timeout must be at least twice --heartbeat, and both above 0");
     }
     let boot = args.machine.boot()?;
-    runtime()?.block_on(async {
+    channel_runtime()?.block_on(async {
         let cpu = cpuid::CpuKind::of(&boot.cpuid);
         let Side { me, hub, board, arbiter, keeping, control } = args.pair.side(&args.machine.name, &cpu).await?;
         let channel = listen(&args.channel, "--channel", "the backup").await?;
@@ -196,8 +196,9 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
 /// Runs the backup.
 pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
-    runtime()?.block_on(async {
+    channel_runtime()?.block_on(async {
         let Side { me, hub, board, arbiter, keeping, control } = args.pair.side(&args.name, &cpu).await?;
+        eprintln!("lockstep: backup of `{}`; primary {}, console {}", me.vm(), args.primary, control.local_addr()?);
         let machine = backup::run(me, Settings::default(), args.primary, keeping, hub.clone(), board.clone(), arbiter);
         let end = Side::serve(control, hub, board, machine).await?;
         say(&end.outcome);
@@ -209,10 +210,9 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The runtime of the thread that carries the channel, the console and the timers.
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+fn channel_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     if !prefer_this_thread() {
         tracing::debug!("no real-time priority for the channel thread (CAP_SYS_NICE)");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime)
+    super::remote::runtime()
 }

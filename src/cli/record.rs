@@ -90,8 +90,8 @@ fn with_console<L: Log + Send + 'static>(
     choice: &ConsoleChoice,
 ) -> anyhow::Result<SoloEnd<L>> {
     prefer_this_thread();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let runtime = super::remote::runtime()?;
+    let end = runtime.block_on(async {
         let listener = TcpListener::bind(&choice.control)
             .await
             .with_context(|| format!("cannot listen on {}: choose another address with --control", choice.control))?;
@@ -126,5 +126,8 @@ fn with_console<L: Log + Send + 'static>(
             console.await.context("the console's task")??;
         }
         Ok(end?)
-    })
+    });
+    // A read of the terminal may still wait in the background.
+    runtime.shutdown_background();
+    end
 }

@@ -3,10 +3,10 @@
 //! moment it goes live, so nobody polls during a failover.
 
 use super::client::Timing;
-use super::frame::FrameError;
 use super::server::secure;
 use super::status::Role;
 use super::wire::{Attach, Attached, ClientMessage, Reader, Refusal, ServerMessage, WireError};
+use crate::log::frame::FrameError;
 use std::io;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -21,7 +21,7 @@ use tokio::time::timeout;
 pub enum DialError {
     /// No connection.
     #[error("cannot connect ({0}): is lockstep running there, and is this its console port?")]
-    Connect(#[source] io::Error),
+    Connect(io::Error),
     /// A connection, but no word.
     #[error("the connection is accepted, but nothing answers: is this lockstep's console port?")]
     Silent,
@@ -35,8 +35,8 @@ pub enum DialError {
     #[error("the host refuses: {0}")]
     Refused(Refusal),
     /// The connection was closed or failed, or what came cannot be.
-    #[error("{0}")]
-    Wire(#[source] WireError),
+    #[error(transparent)]
+    Wire(WireError),
     /// The host closed the connection.
     #[error("the host closed the connection")]
     Closed,
@@ -56,7 +56,7 @@ impl DialError {
 impl From<WireError> for DialError {
     fn from(error: WireError) -> Self {
         match error {
-            WireError::Frame(FrameError::Magic) => DialError::NotLockstep,
+            WireError::Frame(FrameError::Magic(_)) => DialError::NotLockstep,
             WireError::Frame(version @ FrameError::Version(_)) => DialError::Version(version),
             other => DialError::Wire(other),
         }

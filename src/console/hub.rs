@@ -6,6 +6,7 @@
 //! may be something to send) and `room` (the guest took input). One lock, held for a copy at most, and never
 //! while calling anything outside; nobody is woken by an output that is held.
 
+use super::held_times::HeldTimes;
 use super::history::{History, Read};
 use super::input::{InputError, InputTable};
 use super::status::{ConsoleStatus, Role};
@@ -47,6 +48,9 @@ struct Inner {
     role: Role,
     peer: Option<String>,
     history: History,
+    held_times: HeldTimes,
+    /// Where the output of this host's own live machine begins in the stream.
+    live_from_byte: u64,
     input: InputTable,
     /// The guest's end, and the entry number it waits for.
     ended: Option<(u64, Ended)>,
@@ -55,8 +59,8 @@ struct Inner {
     /// Entries below this number are in the log, as far as the console has heard of any.
     entries: u64,
     waker: Option<Arc<InputWaker>>,
-    /// The connection that speaks for each attached session.
-    seats: BTreeMap<u64, u64>,
+    /// The connection that speaks for each attached session, and the client's search that made it.
+    seats: BTreeMap<u64, (u64, u64)>,
     next_seat: u64,
 }
 
@@ -107,6 +111,8 @@ impl Hub {
                 role: Role::Backup,
                 peer: None,
                 history: History::new(history_bytes),
+                held_times: HeldTimes::default(),
+                live_from_byte: 0,
                 input: InputTable::default(),
                 ended: None,
                 below_entry: 0,
@@ -131,6 +137,9 @@ impl Hub {
         inner.entries = entry + 1;
         inner.history.append(entry, bytes);
         let (held, moved) = (inner.history.held_bytes(), inner.history.released() > before);
+        if held > 0 {
+            inner.held_times.hold(entry, now());
+        }
         drop(inner);
         if moved {
             self.changed.notify_waiters();
@@ -202,6 +211,7 @@ impl Hub {
         let ended = inner.ended.as_ref().is_some_and(|&(entry, _)| entry < below_entry && entry >= inner.below_entry);
         inner.below_entry = inner.below_entry.max(below_entry);
         let moved = inner.history.release(below_entry) | inner.input.safe(below_entry) | ended;
+        inner.held_times.release(below_entry, now);
         drop(inner);
         if moved {
             self.changed.notify_waiters();
@@ -215,6 +225,7 @@ impl Hub {
         inner.input.drop_queued();
         self.publish_waiting(&inner);
         inner.live = Some(generation);
+        inner.live_from_byte = inner.history.produced();
         inner.protect(protection);
         inner.seats.clear();
         drop(inner);
@@ -267,6 +278,8 @@ impl Hub {
             outputs_held: inner.history.held_outputs() as u64,
             clients: inner.seats.len() as u32,
             input_queued_bytes: inner.input.waiting_bytes() as u64,
+            live_from_byte: inner.live.map(|_| inner.live_from_byte),
+            output_delay_ns: inner.held_times.quantiles(),
         }
     }
 
@@ -279,6 +292,9 @@ impl Hub {
         let Some(generation) = inner.live.filter(|&generation| generation >= attach.generation) else {
             return Admission::NotLive(inner.where_else());
         };
+        if inner.seats.get(&attach.session).is_some_and(|&(_, search)| search >= attach.search) {
+            return Admission::Refused(Refusal::Superseded);
+        }
         let output_position = match attach.start {
             Start::At(position) if position > inner.history.released() => {
                 return Admission::Refused(Refusal::OtherMachine);
@@ -294,7 +310,7 @@ impl Hub {
         self.publish_waiting(&inner);
         let seat = Seat { session: attach.session, number: inner.next_seat };
         inner.next_seat += 1;
-        let superseded = inner.seats.insert(seat.session, seat.number).is_some();
+        let superseded = inner.seats.insert(seat.session, (seat.number, attach.search)).is_some();
         let (peer, entries) = (inner.peer.clone(), inner.entries.min(inner.below_entry));
         drop(inner);
         if superseded {
@@ -308,7 +324,7 @@ impl Hub {
     /// The connection is gone.
     pub fn detach(&self, seat: &Seat) {
         let mut inner = self.lock();
-        if inner.seats.get(&seat.session) == Some(&seat.number) {
+        if inner.speaks(seat) {
             inner.seats.remove(&seat.session);
             inner.input.detach(seat.session);
             self.publish_waiting(&inner);
@@ -318,7 +334,7 @@ impl Hub {
     /// The client typed. Returns how many of the bytes are dealt with; the rest waits for room.
     pub fn offer(&self, seat: &Seat, offset: u64, bytes: &[u8]) -> Result<usize, InputError> {
         let mut inner = self.lock();
-        if inner.seats.get(&seat.session) != Some(&seat.number) {
+        if !inner.speaks(seat) {
             return Err(InputError::NotAttached(seat.session));
         }
         let before = inner.input.waiting_bytes();
@@ -339,7 +355,7 @@ impl Hub {
         if inner.live.is_none() {
             return Step::NotLive(inner.where_else());
         }
-        if inner.seats.get(&seat.session) != Some(&seat.number) {
+        if !inner.speaks(seat) {
             return Step::Refused(Refusal::Superseded);
         }
         if inner.on_hold {
@@ -383,9 +399,15 @@ impl Hub {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "measures how long outputs are held; nothing is decided by it")]
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 impl Inner {
     fn protect(&mut self, protection: Protection) {
         self.on_hold = false;
+        self.held_times.forget();
         match protection {
             Protection::Unprotected => {
                 self.below_entry = u64::MAX;
@@ -398,6 +420,10 @@ impl Inner {
                 self.input.hold_from(entry);
             }
         }
+    }
+
+    fn speaks(&self, seat: &Seat) -> bool {
+        self.seats.get(&seat.session).is_some_and(|&(number, _)| number == seat.number)
     }
 
     fn where_else(&self) -> NotLive {
@@ -421,11 +447,11 @@ mod tests {
     use super::*;
 
     fn attach(session: u64, generation: u64) -> Attach {
-        Attach { session, start: Start::At(0), unacknowledged: 0, sent: 0, born: u64::MAX, generation }
+        Attach { session, start: Start::At(0), unacknowledged: 0, sent: 0, born: u64::MAX, search: 1, generation }
     }
 
-    fn seat(hub: &Hub, session: u64) -> Seat {
-        match hub.attach(&attach(session, 0)) {
+    fn seat(hub: &Hub, session: u64, search: u64) -> Seat {
+        match hub.attach(&Attach { search, ..attach(session, 0) }) {
             Admission::Attached(seat, _) => seat,
             other => panic!("{other:?}"),
         }
@@ -459,9 +485,10 @@ mod tests {
     fn a_session_speaks_through_its_newest_connection_only() {
         let hub = Hub::new("v", "h", 100);
         hub.go_live(1, Protection::Unprotected);
-        let old = seat(&hub, 1);
+        let old = seat(&hub, 1, 1);
         assert_eq!(hub.offer(&old, 0, b"ab"), Ok(2));
-        let new = seat(&hub, 1);
+        assert_eq!(hub.attach(&attach(1, 0)), Admission::Refused(Refusal::Superseded), "a call of the same search");
+        let new = seat(&hub, 1, 2);
         assert_eq!(hub.input_waiting(), 0, "the new connection sends it again");
         assert_eq!(hub.offer(&old, 0, b"ab"), Err(InputError::NotAttached(1)));
         assert_eq!(hub.step(&old, 0, 10, &mut Vec::new()), Step::Refused(Refusal::Superseded));
@@ -476,7 +503,7 @@ mod tests {
     fn the_end_is_told_after_the_last_output_and_its_own_release() {
         let hub = Hub::new("v", "h", 100);
         hub.go_live(1, Protection::HeldFrom(0));
-        let seat = seat(&hub, 1);
+        let seat = seat(&hub, 1, 1);
         let step = |position| {
             let mut buffer = Vec::new();
             (hub.step(&seat, position, 100, &mut buffer), buffer)

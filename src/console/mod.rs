@@ -15,12 +15,13 @@
 pub mod client;
 pub mod control;
 mod dial;
-pub mod frame;
+mod follow;
+pub mod held_times;
 pub mod history;
 pub mod hub;
 pub mod input;
 pub mod server;
 pub mod session;
 pub mod status;
-
+pub mod terminal;
 pub mod wire;

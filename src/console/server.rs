@@ -9,12 +9,12 @@
 //! host goes live: a failover costs it no polling and no round trip. Nothing that a connection sends
 //! can disturb another: what is wrong is named, answered, and closes that connection only.
 
-use super::frame::PAYLOAD_MAX;
 use super::hub::{Admission, Hub, Seat, Step};
 use super::input::InputError;
 use super::status::Status;
 use super::wire::{
-    Answer, Attach, Attached, ClientMessage, Command, DATA_MAX, NotLive, Reader, Refusal, ServerMessage, WireError,
+    Answer, Attach, Attached, ClientMessage, Command, DATA_MAX, NotLive, PAYLOAD_MAX, Reader, Refusal, ServerMessage,
+    WireError,
 };
 use std::io;
 use std::net::SocketAddr;
@@ -347,6 +347,10 @@ async fn write_attached(
     loop {
         let mut changed = pin!(hub.changed());
         changed.as_mut().enable();
+        // Here, too: a guest that never stops writing must not keep anybody from an answer.
+        while let Ok(reply) = replies.try_recv() {
+            out.extend(reply);
+        }
         let safe = hub.safe_offset(seat);
         if acknowledged != Some(safe) {
             ServerMessage::InputAck(safe).encode(&mut out);

@@ -13,6 +13,8 @@ pub struct Session {
     position: Option<u64>,
     /// No log entry below this carries anything of this session; `u64::MAX` until a server has said.
     born: u64,
+    /// Searches for a host so far.
+    searches: u64,
     /// The highest generation this client was attached to; it never goes back to a lower one.
     generation: u64,
     /// Typed bytes from `unacknowledged` on.
@@ -66,6 +68,7 @@ impl Session {
             start,
             position: None,
             born: u64::MAX,
+            searches: 0,
             generation: 0,
             typed: VecDeque::new(),
             unacknowledged: 0,
@@ -74,14 +77,16 @@ impl Session {
         }
     }
 
-    /// What to say when attaching, now.
-    pub fn attach(&self) -> Attach {
+    /// What to say when attaching, in a search that begins now.
+    pub fn attach(&mut self) -> Attach {
+        self.searches += 1;
         Attach {
             session: self.id,
             start: self.position.map_or(self.start, Start::At),
             unacknowledged: self.unacknowledged,
             sent: self.sent,
             born: self.born,
+            search: self.searches,
             generation: self.generation,
         }
     }
@@ -202,12 +207,14 @@ mod tests {
     #[test]
     fn input_is_sent_again_from_where_the_new_host_stands() {
         let mut session = Session::new(1, Start::At(0));
-        assert_eq!((session.attach().unacknowledged, session.attach().sent, session.attach().born), (0, 0, u64::MAX));
+        let Attach { unacknowledged, sent, born, search, .. } = session.attach();
+        assert_eq!((unacknowledged, sent, born, search), (0, 0, u64::MAX, 1));
         session.attached(&attached(0, 0, 1)).unwrap();
         session.typed(b"abcdef");
         assert_eq!(session.next_input(4), Some((0, b"abcd".to_vec())));
         session.input_safe(1).unwrap();
-        assert_eq!((session.attach().unacknowledged, session.attach().sent, session.attach().born), (1, 4, 9));
+        let Attach { unacknowledged, sent, born, search, .. } = session.attach();
+        assert_eq!((unacknowledged, sent, born, search), (1, 4, 9, 2));
         session.attached(&attached(0, 3, 2)).unwrap();
         assert_eq!(session.next_input(64), Some((3, b"def".to_vec())));
         assert_eq!(session.next_input(64), None);

@@ -1,23 +1,26 @@
 //! The messages of the console port, and reading them off a stream.
 //!
-//! A client sends [`ClientMessage`]s, a server [`ServerMessage`]s, each in one [`frame`]. Console bytes
+//! A client sends [`ClientMessage`]s, a server [`ServerMessage`]s, each in one [frame](crate::log::frame). Console bytes
 //! travel raw, with their position or offset in the frame's number; the rest is bincode, bounded and
 //! without trailing bytes.
 
-use super::frame::{self, FrameError};
 use super::status::Role;
+use crate::log::frame::{self, FrameError, FrameKind, HEADER_BYTES, Header};
 use bincode::{Decode, Encode};
 use std::io;
 use std::ops::Range;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Console bytes that one frame carries at most.
-pub const DATA_MAX: usize = 32 << 10;
+/// The longest payload on the control port.
+pub const PAYLOAD_MAX: usize = FrameKind::Output.max_payload();
+/// Console bytes that we send in one frame: little enough that a slow link, too, brings a whole frame
+/// before the other side takes it for dead.
+pub const DATA_MAX: usize = 8 << 10;
 
 const CONFIG: bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Varint,
-    bincode::config::Limit<{ frame::PAYLOAD_MAX }>,
+    bincode::config::Limit<{ PAYLOAD_MAX }>,
 > = bincode::config::standard().with_limit();
 
 /// Where a client wants its output to begin.
@@ -42,6 +45,9 @@ pub struct Attach {
     pub sent: u64,
     /// [`Attached::entries`] of the session's first attach; `u64::MAX` at that first attach.
     pub born: u64,
+    /// Counts the client's searches for a host. A later search takes the session over from an earlier
+    /// one; two calls of the same search (a host of two names) do not take it from each other.
+    pub search: u64,
     /// The highest generation the client was attached to: a host of a lower one has lost the machine.
     pub generation: u64,
 }
@@ -175,23 +181,23 @@ pub enum WireError {
     /// The bytes are no frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// No message has this number, or not in this direction.
-    #[error("no message of kind {0} is expected here")]
-    Kind(u8),
+    /// No message of the control port is of this kind, or not in this direction.
+    #[error("a {0:?} frame is not expected here")]
+    Kind(FrameKind),
     /// The frame's payload is no such message.
-    #[error("a message of kind {kind} cannot be decoded")]
+    #[error("a {kind:?} message cannot be decoded")]
     Payload {
         /// The message's kind.
-        kind: u8,
+        kind: FrameKind,
         /// Why.
         #[source]
         source: bincode::error::DecodeError,
     },
     /// There is more in the payload than the message.
-    #[error("a message of kind {kind} has {bytes} trailing bytes")]
+    #[error("a {kind:?} message has {bytes} trailing bytes")]
     Trailing {
         /// The message's kind.
-        kind: u8,
+        kind: FrameKind,
         /// How many.
         bytes: usize,
     },
@@ -199,46 +205,29 @@ pub enum WireError {
     #[error("the connection was cut within a message")]
     Cut,
     /// The stream failed.
-    #[error("the connection failed: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
-}
-
-mod kind {
-    pub const ATTACH: u8 = 1;
-    pub const INPUT: u8 = 2;
-    pub const STATUS_REQUEST: u8 = 3;
-    pub const CONTROL: u8 = 4;
-    pub const KEEP_ALIVE: u8 = 5;
-    pub const ATTACHED: u8 = 16;
-    pub const NOT_LIVE: u8 = 17;
-    pub const OUTPUT: u8 = 18;
-    pub const GAP: u8 = 19;
-    pub const INPUT_ACK: u8 = 20;
-    pub const STATUS: u8 = 21;
-    pub const ANSWER: u8 = 22;
-    pub const ENDED: u8 = 23;
-    pub const REFUSED: u8 = 24;
 }
 
 impl<'a> ClientMessage<'a> {
     /// Appends the message to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            ClientMessage::Attach(attach) => encode(kind::ATTACH, attach, out),
-            ClientMessage::Input { offset, bytes } => frame::encode(kind::INPUT, *offset, bytes, out),
-            ClientMessage::StatusRequest => frame::encode(kind::STATUS_REQUEST, 0, &[], out),
-            ClientMessage::Control(command) => encode(kind::CONTROL, command, out),
-            ClientMessage::KeepAlive => frame::encode(kind::KEEP_ALIVE, 0, &[], out),
+            ClientMessage::Attach(attach) => encode(FrameKind::Attach, attach, out),
+            ClientMessage::Input { offset, bytes } => put(FrameKind::Input, *offset, bytes, out),
+            ClientMessage::StatusRequest => put(FrameKind::StatusRequest, 0, &[], out),
+            ClientMessage::Control(command) => encode(FrameKind::Control, command, out),
+            ClientMessage::KeepAlive => put(FrameKind::Heartbeat, 0, &[], out),
         }
     }
 
-    fn decode(kind: u8, number: u64, payload: &'a [u8]) -> Result<Self, WireError> {
+    fn decode(kind: FrameKind, number: u64, payload: &'a [u8]) -> Result<Self, WireError> {
         Ok(match kind {
-            kind::ATTACH => ClientMessage::Attach(decode(kind, payload)?),
-            kind::INPUT => ClientMessage::Input { offset: number, bytes: payload },
-            kind::STATUS_REQUEST => ClientMessage::StatusRequest,
-            kind::CONTROL => ClientMessage::Control(decode(kind, payload)?),
-            kind::KEEP_ALIVE => ClientMessage::KeepAlive,
+            FrameKind::Attach => ClientMessage::Attach(decode(kind, payload)?),
+            FrameKind::Input => ClientMessage::Input { offset: number, bytes: payload },
+            FrameKind::StatusRequest => ClientMessage::StatusRequest,
+            FrameKind::Control => ClientMessage::Control(decode(kind, payload)?),
+            FrameKind::Heartbeat => ClientMessage::KeepAlive,
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -248,43 +237,47 @@ impl<'a> ServerMessage<'a> {
     /// Appends the message to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            ServerMessage::Attached(attached) => encode(kind::ATTACHED, attached, out),
-            ServerMessage::NotLive(not_live) => encode(kind::NOT_LIVE, not_live, out),
-            ServerMessage::Output { position, bytes } => frame::encode(kind::OUTPUT, *position, bytes, out),
-            ServerMessage::Gap(to) => frame::encode(kind::GAP, *to, &[], out),
-            ServerMessage::InputAck(offset) => frame::encode(kind::INPUT_ACK, *offset, &[], out),
-            ServerMessage::Status(json) => frame::encode(kind::STATUS, 0, json, out),
-            ServerMessage::Answer(answer) => encode(kind::ANSWER, answer, out),
-            ServerMessage::Ended(ended) => encode(kind::ENDED, ended, out),
-            ServerMessage::Refused(refusal) => encode(kind::REFUSED, refusal, out),
-            ServerMessage::KeepAlive => frame::encode(kind::KEEP_ALIVE, 0, &[], out),
+            ServerMessage::Attached(attached) => encode(FrameKind::Attached, attached, out),
+            ServerMessage::NotLive(not_live) => encode(FrameKind::NotLive, not_live, out),
+            ServerMessage::Output { position, bytes } => put(FrameKind::Output, *position, bytes, out),
+            ServerMessage::Gap(to) => put(FrameKind::Gap, *to, &[], out),
+            ServerMessage::InputAck(offset) => put(FrameKind::InputAck, *offset, &[], out),
+            ServerMessage::Status(json) => put(FrameKind::Status, 0, json, out),
+            ServerMessage::Answer(answer) => encode(FrameKind::Answer, answer, out),
+            ServerMessage::Ended(ended) => encode(FrameKind::Ended, ended, out),
+            ServerMessage::Refused(refusal) => encode(FrameKind::Refuse, refusal, out),
+            ServerMessage::KeepAlive => put(FrameKind::Heartbeat, 0, &[], out),
         }
     }
 
-    fn decode(kind: u8, number: u64, payload: &'a [u8]) -> Result<Self, WireError> {
+    fn decode(kind: FrameKind, number: u64, payload: &'a [u8]) -> Result<Self, WireError> {
         Ok(match kind {
-            kind::ATTACHED => ServerMessage::Attached(decode(kind, payload)?),
-            kind::NOT_LIVE => ServerMessage::NotLive(decode(kind, payload)?),
-            kind::OUTPUT => ServerMessage::Output { position: number, bytes: payload },
-            kind::GAP => ServerMessage::Gap(number),
-            kind::INPUT_ACK => ServerMessage::InputAck(number),
-            kind::STATUS => ServerMessage::Status(payload),
-            kind::ANSWER => ServerMessage::Answer(decode(kind, payload)?),
-            kind::ENDED => ServerMessage::Ended(decode(kind, payload)?),
-            kind::REFUSED => ServerMessage::Refused(decode(kind, payload)?),
-            kind::KEEP_ALIVE => ServerMessage::KeepAlive,
+            FrameKind::Attached => ServerMessage::Attached(decode(kind, payload)?),
+            FrameKind::NotLive => ServerMessage::NotLive(decode(kind, payload)?),
+            FrameKind::Output => ServerMessage::Output { position: number, bytes: payload },
+            FrameKind::Gap => ServerMessage::Gap(number),
+            FrameKind::InputAck => ServerMessage::InputAck(number),
+            FrameKind::Status => ServerMessage::Status(payload),
+            FrameKind::Answer => ServerMessage::Answer(decode(kind, payload)?),
+            FrameKind::Ended => ServerMessage::Ended(decode(kind, payload)?),
+            FrameKind::Refuse => ServerMessage::Refused(decode(kind, payload)?),
+            FrameKind::Heartbeat => ServerMessage::KeepAlive,
             other => return Err(WireError::Kind(other)),
         })
     }
 }
 
-fn encode(kind: u8, message: impl Encode, out: &mut Vec<u8>) {
+fn encode(kind: FrameKind, message: impl Encode, out: &mut Vec<u8>) {
     // Our own messages are names and numbers, far below the limit.
     let payload = bincode::encode_to_vec(message, CONFIG).expect("a message of ours is encodable");
-    frame::encode(kind, 0, &payload, out);
+    put(kind, 0, &payload, out);
 }
 
-fn decode<T: Decode<()>>(kind: u8, payload: &[u8]) -> Result<T, WireError> {
+fn put(kind: FrameKind, number: u64, payload: &[u8], out: &mut Vec<u8>) {
+    frame::encode(kind, number, 0, payload, out).expect("payloads are split before they are framed");
+}
+
+fn decode<T: Decode<()>>(kind: FrameKind, payload: &[u8]) -> Result<T, WireError> {
     let (message, used) =
         bincode::decode_from_slice(payload, CONFIG).map_err(|source| WireError::Payload { kind, source })?;
     if used < payload.len() {
@@ -303,7 +296,7 @@ pub struct Reader<R> {
 }
 
 struct Raw {
-    kind: u8,
+    kind: FrameKind,
     number: u64,
     payload: Range<usize>,
 }
@@ -344,6 +337,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         self.buffer.drain(..self.consumed);
         self.consumed = 0;
         loop {
+            // Frames of files and of the logging channel may be large: they are not even waited for.
+            if let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() {
+                let kind = Header::parse(header)?.kind;
+                if kind.max_payload() > PAYLOAD_MAX {
+                    return Err(WireError::Kind(kind));
+                }
+            }
             if let Some((frame, consumed)) = frame::parse(&self.buffer)? {
                 let payload = consumed - frame.payload.len()..consumed;
                 let raw = Raw { kind: frame.kind, number: frame.number, payload };
@@ -368,7 +368,8 @@ mod tests {
 
     #[tokio::test]
     async fn messages_come_back_however_the_stream_is_cut_up() {
-        let attach = Attach { session: 1, start: Start::Tail(9), unacknowledged: 2, sent: 3, born: 5, generation: 4 };
+        let attach =
+            Attach { session: 1, start: Start::Tail(9), unacknowledged: 2, sent: 3, born: 5, search: 6, generation: 4 };
         let sent = [
             ClientMessage::Attach(attach),
             ClientMessage::Input { offset: 77, bytes: b"typed" },
@@ -421,7 +422,7 @@ mod tests {
     async fn wrong_messages_are_named() {
         let mut wrong_way = Vec::new();
         ServerMessage::NotLive(not_live()).encode(&mut wrong_way);
-        assert!(matches!(Reader::new(&wrong_way[..]).client_message().await, Err(WireError::Kind(kind::NOT_LIVE))));
+        assert!(matches!(Reader::new(&wrong_way[..]).client_message().await, Err(WireError::Kind(FrameKind::NotLive))));
 
         let mut cut = Vec::new();
         ClientMessage::Input { offset: 0, bytes: b"abc" }.encode(&mut cut);
@@ -431,16 +432,25 @@ mod tests {
         let mut trailing = Vec::new();
         let mut payload = bincode::encode_to_vec(Command::Stop, CONFIG).unwrap();
         payload.push(0);
-        frame::encode(kind::CONTROL, 0, &payload, &mut trailing);
+        put(FrameKind::Control, 0, &payload, &mut trailing);
         let mut reader = Reader::new(&trailing[..]);
-        assert!(matches!(reader.client_message().await, Err(WireError::Trailing { kind: kind::CONTROL, bytes: 1 })));
+        assert!(matches!(
+            reader.client_message().await,
+            Err(WireError::Trailing { kind: FrameKind::Control, bytes: 1 })
+        ));
+
+        // A frame that may be 64 MiB long elsewhere is refused by its header.
+        let mut boot = Vec::new();
+        frame::encode(FrameKind::Boot, 0, 0, &[0; 1 << 20], &mut boot).unwrap();
+        let mut reader = Reader::new(&boot[..HEADER_BYTES]);
+        assert!(matches!(reader.client_message().await, Err(WireError::Kind(FrameKind::Boot))));
 
         // A string that claims to be 4 GiB long is refused before anything is allocated for it.
         let mut huge = Vec::new();
-        frame::encode(kind::ANSWER, 0, &[1, 252, 255, 255, 255, 255], &mut huge);
+        put(FrameKind::Answer, 0, &[1, 252, 255, 255, 255, 255], &mut huge);
         assert!(matches!(
             Reader::new(&huge[..]).server_message().await,
-            Err(WireError::Payload { kind: kind::ANSWER, .. })
+            Err(WireError::Payload { kind: FrameKind::Answer, .. })
         ));
     }
 }

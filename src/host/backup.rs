@@ -33,7 +33,6 @@ use crate::log::entry::Entry;
 use crate::log::stream::EntryStream;
 use crate::machine::divergence::Divergence;
 use crate::machine::doors::{EndReason, Halt};
-use crate::machine::safepoint::Safepoints;
 use crate::machine::snapshot::Boot;
 use crate::machine::{Machine, Tracking};
 use crate::replication::backup::{Action, Backup, Input, State};
@@ -61,7 +60,6 @@ enum Wake {
 /// The machine that replays, and later lives.
 struct Replica {
     incoming: Arc<Incoming>,
-    safepoints: Safepoints,
     stream: EntryStream,
     thread: VcpuThread<()>,
     vcpu: mpsc::UnboundedReceiver<FromVcpu>,
@@ -340,6 +338,7 @@ impl Driver {
     fn load(&mut self, boot: &Boot) -> Result<(), HostError> {
         let mut machine = Machine::new(boot, Tracking::On)?;
         let safepoints = machine.safepoints();
+        self.board.watch(safepoints.clone());
         let incoming = Incoming::new(safepoints.clone());
         let keeper = self
             .keeping
@@ -358,7 +357,9 @@ impl Driver {
             let (began, digest_every_ns) = (self.began, self.keeping.digest_every_ns);
             move |replay: ReplayDoor<IncomingSource>, _| {
                 let encoder = encoder.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-                let shown_ns = replay.tally().clock_ns;
+                // What the guest has read bounds its clock from below; a guest that has not looked lately may find it
+                // as late as its primary said it was. The rest, the time that the failover took, it catches up with.
+                let shown_ns = replay.tally().clock_ns.max(clock.guest_ns.load(SeqCst));
                 let world = World::new(safepoints, shown_ns, clock.due(began.elapsed().as_nanos() as u64));
                 let entries = encoder.entries();
                 let outgoing = Outgoing::new(encoder, entries);
@@ -379,7 +380,7 @@ impl Driver {
         })
         .map_err(system("start the vCPU thread"))?;
         let stream = EntryStream::new();
-        self.replica = Some(Replica { incoming, safepoints, stream, thread, vcpu, live, encoder, keeper, ended: None });
+        self.replica = Some(Replica { incoming, stream, thread, vcpu, live, encoder, keeper, ended: None });
         Ok(())
     }
 
@@ -484,6 +485,7 @@ impl Driver {
         let now = self.now();
         let rate = self.rate.per_second();
         let (protocol, replica) = (&self.protocol, &self.replica);
+        let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         self.board.update(|status| {
             status.state = protocol.state().name().into();
             status.role = match protocol.state() {
@@ -506,9 +508,9 @@ impl Driver {
                 Some(_) => GuestState::Running,
                 None => GuestState::Starting,
             };
-            if let Some(replica) = replica {
-                status.instant_exits = replica.safepoints.exits();
-                status.instant_polls = replica.safepoints.count();
+            status.log_bytes = log_bytes;
+            if let Some(traffic) = traffic {
+                (status.channel_sent_bytes, status.channel_received_bytes) = (traffic.sent, traffic.received);
             }
         });
     }
@@ -517,10 +519,7 @@ impl Driver {
     fn drop_replica(&mut self) {
         if let Some(replica) = self.replica.take() {
             replica.incoming.abandon();
-            tokio::spawn(async move {
-                let mut vcpu = replica.vcpu;
-                super::vcpu_thread::stop(Some(replica.thread), &mut vcpu).await;
-            });
+            tokio::spawn(super::vcpu_thread::stop(Some(replica.thread)));
         }
     }
 
@@ -540,7 +539,7 @@ impl Driver {
                 world.abandon();
                 world.end();
             }
-            super::vcpu_thread::stop(Some(replica.thread), &mut replica.vcpu).await;
+            super::vcpu_thread::stop(Some(replica.thread)).await;
             reason = replica.ended;
             if let Some(keeper) = replica.keeper.take() {
                 let path = keeper.path().to_owned();

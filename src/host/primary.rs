@@ -16,6 +16,7 @@ use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
 use super::{HostError, Keeping, Outcome, system};
 use crate::arbiter::Arbiter;
+use crate::backends::clock::wall_clock_ns;
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
 use crate::console::hub::{Hub, Protection};
@@ -59,7 +60,9 @@ struct Driver {
     broken: bool,
     /// The entries that the protocol is being told about.
     batch: Batch,
-    boot: Vec<u8>,
+    boot: Boot,
+    /// As the backup gets it.
+    boot_bytes: Vec<u8>,
     keeper: Option<Keeper>,
     outgoing: Arc<Outgoing>,
     world: Arc<World>,
@@ -69,7 +72,7 @@ struct Driver {
     referee: Referee,
     machine: Option<Machine>,
     thread: Option<VcpuThread<()>>,
-    digest_every_ns: u64,
+    keeping: Keeping,
     done: mpsc::UnboundedSender<Done>,
     ended: Option<EndReason>,
     stopped: Option<StopReason>,
@@ -89,14 +92,9 @@ pub async fn run(
 ) -> Result<Outcome, HostError> {
     let machine = Machine::new(&boot, Tracking::On)?;
     let safepoints = machine.safepoints();
+    board.watch(safepoints.clone());
     let world = World::new(safepoints.clone(), 0, 0);
     let (done, mut vcpu) = mpsc::unbounded_channel();
-    let keeper = keeping
-        .file
-        .map(|path| {
-            Keeper::create(&path, &boot, keeping.limit_bytes).map_err(|source| HostError::Keep { path, source })
-        })
-        .transpose()?;
     let mut driver = Driver {
         protocol: Primary::new(me.clone(), settings),
         actions: Vec::with_capacity(16),
@@ -104,8 +102,9 @@ pub async fn run(
         connection: None,
         broken: false,
         batch: Batch::default(),
-        boot: encode_boot(&boot)?,
-        keeper,
+        boot_bytes: encode_boot(&boot)?,
+        boot,
+        keeper: None,
         outgoing: Outgoing::new(Encoder::new(), 0),
         world: world.clone(),
         safepoints,
@@ -114,7 +113,7 @@ pub async fn run(
         referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
         machine: Some(machine),
         thread: None,
-        digest_every_ns: keeping.digest_every_ns,
+        keeping,
         done,
         ended: None,
         stopped: None,
@@ -122,7 +121,7 @@ pub async fn run(
     };
     hub.set_input_waker(Box::new(move || world.input_waits()));
     let result = driver.drive(&listener, &mut vcpu).await;
-    driver.finish(&mut vcpu, result).await
+    driver.finish(result).await
 }
 
 impl Driver {
@@ -139,7 +138,8 @@ impl Driver {
             let time = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
+                    // Nothing is due; the board is kept fresh all the same.
+                    None => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             };
             let protected = *self.protocol.state() == State::Protected && self.ended.is_none();
@@ -202,8 +202,11 @@ impl Driver {
     fn perform(&mut self, action: Action) -> Result<(), HostError> {
         match action {
             Action::Send(message) => {
+                if message == Message::Boot {
+                    self.set_boot_time()?;
+                }
                 let bulk = match &message {
-                    Message::Boot => self.boot.as_slice(),
+                    Message::Boot => self.boot_bytes.as_slice(),
                     Message::Entries { .. } => self.batch.bytes.as_slice(),
                     _ => &[],
                 };
@@ -237,7 +240,27 @@ impl Driver {
         Ok(())
     }
 
+    /// The guest boots now, however long its backup was awaited: the boot that the log starts from says so.
+    fn set_boot_time(&mut self) -> Result<(), HostError> {
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        self.boot.boot_time_ns = wall_clock_ns();
+        machine.set_boot_time(self.boot.boot_time_ns);
+        self.world.start_clock();
+        self.boot_bytes = encode_boot(&self.boot)?;
+        let (boot, limit) = (&self.boot, self.keeping.limit_bytes);
+        self.keeper = self
+            .keeping
+            .file
+            .clone()
+            .map(|path| Keeper::create(&path, boot, limit).map_err(|source| HostError::Keep { path, source }))
+            .transpose()?;
+        Ok(())
+    }
+
     fn start_guest(&mut self) -> Result<(), HostError> {
+        if self.protocol.peer().is_none() {
+            self.set_boot_time()?;
+        }
         let Some(mut machine) = self.machine.take() else { return Ok(()) };
         let generation = self.protocol.generation();
         let protection =
@@ -247,7 +270,7 @@ impl Driver {
         tracing::info!(generation, ?protection, "the guest starts");
         let (world, hub) = (self.world.clone(), self.hub.clone());
         let log = OutgoingLog(self.outgoing.clone());
-        let (digest_every_ns, done) = (self.digest_every_ns, self.done.clone());
+        let (digest_every_ns, done) = (self.keeping.digest_every_ns, self.done.clone());
         self.thread = Some(
             VcpuThread::spawn(move || {
                 ordinary_this_thread();
@@ -341,7 +364,8 @@ impl Driver {
     fn report(&mut self) {
         let now = self.now();
         let rate = self.rate.per_second();
-        let (protocol, safepoints, ended) = (&self.protocol, &self.safepoints, &self.ended);
+        let (protocol, ended) = (&self.protocol, &self.ended);
+        let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         let running = self.thread.is_some();
         self.board.update(|status| {
             status.state = protocol.state().name().into();
@@ -361,8 +385,10 @@ impl Driver {
             status.entries = protocol.appended();
             status.heartbeats_received = protocol.heartbeats();
             status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
-            status.instant_exits = safepoints.exits();
-            status.instant_polls = safepoints.count();
+            status.log_bytes = log_bytes;
+            if let Some(traffic) = traffic {
+                (status.channel_sent_bytes, status.channel_received_bytes) = (traffic.sent, traffic.received);
+            }
             status.slowdown_per_mille = protocol.slow_down_per_mille().into();
             status.guest = match ended {
                 Some(reason) => GuestState::Ended(reason.to_string()),
@@ -373,11 +399,7 @@ impl Driver {
     }
 
     /// Stops the vCPU thread, whatever it does, and closes what is open.
-    async fn finish(
-        mut self,
-        vcpu: &mut mpsc::UnboundedReceiver<Done>,
-        result: Result<(), HostError>,
-    ) -> Result<Outcome, HostError> {
+    async fn finish(mut self, result: Result<(), HostError>) -> Result<Outcome, HostError> {
         let clean = self.ended.is_some() && matches!(self.stopped, Some(StopReason::Ended));
         if !clean {
             self.hub.not_live(Role::Retired);
@@ -390,7 +412,7 @@ impl Driver {
         self.outgoing.close();
         self.world.abandon();
         self.world.end();
-        super::vcpu_thread::stop(self.thread.take(), vcpu).await;
+        super::vcpu_thread::stop(self.thread.take()).await;
         self.report();
         if let Some(keeper) = self.keeper.take() {
             let path = keeper.path().to_owned();

@@ -38,13 +38,13 @@ pub enum FrameKind {
     Hello = 16,
     /// Channel: the peer is taken on.
     Welcome = 17,
-    /// Channel: the peer is not taken on, and why.
+    /// Channel and control port: the peer is not taken on, and why.
     Refuse = 18,
     /// Channel: the backup holds all entries below `number`.
     Ack = 19,
     /// Channel: no entry comes before some instant.
     Horizon = 20,
-    /// Channel: a sign of life.
+    /// Channel and control port: a sign of life.
     Heartbeat = 21,
     /// Channel: the backup's execution is not the primary's.
     Diverged = 22,
@@ -71,11 +71,15 @@ pub enum FrameKind {
     Control = 40,
     /// Control port: what became of it.
     Answer = 41,
+    /// Control port: this host does not run the machine now.
+    NotLive = 42,
+    /// Control port: the guest has ended.
+    Ended = 43,
 }
 
 impl FrameKind {
     /// All kinds.
-    pub const ALL: [FrameKind; 21] = [
+    pub const ALL: [FrameKind; 23] = [
         FrameKind::Boot,
         FrameKind::Entries,
         FrameKind::Close,
@@ -97,6 +101,8 @@ impl FrameKind {
         FrameKind::Status,
         FrameKind::Control,
         FrameKind::Answer,
+        FrameKind::NotLive,
+        FrameKind::Ended,
     ];
 
     /// The most bytes of payload that a frame of this kind may have.

@@ -102,6 +102,12 @@ impl Machine {
         })
     }
 
+    /// Sets the wall clock at boot, which the guest can read, in nanoseconds since 1970 UTC. Before the first run.
+    pub fn set_boot_time(&mut self, boot_time_ns: u64) {
+        assert_eq!(self.at, Instant::BOOT, "the boot time is part of what the guest boots with");
+        self.devices.pv.set_boot_time(boot_time_ns);
+    }
+
     /// The handle to the guest's safepoint page.
     pub fn safepoints(&self) -> Safepoints {
         self.safepoints.clone()

@@ -69,7 +69,7 @@ impl Guest {
         self.count += 1;
         self.sum = self.sum.wrapping_mul(31).wrapping_add(byte.into());
         let mut out = vec![byte];
-        if self.count % 16 == 0 {
+        if self.count.is_multiple_of(16) {
             out.extend_from_slice(format!("<{}:{:x}>\n", self.count, self.sum).as_bytes());
         }
         self.to_do.push_back(Act::Write(out));

@@ -1,6 +1,7 @@
 //! What the simulator's hosts run and what its world has seen: a tiny deterministic guest, and the checker of the
 //! promises.
 
+mod surroundings;
 pub mod world;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ impl Rng {
     }
 
     pub fn one_in(&mut self, n: u64) -> bool {
-        self.next() % n == 0
+        self.next().is_multiple_of(n)
     }
 }
 
