@@ -4,11 +4,11 @@
 
 mod recording;
 
-use recording::machine::{Recording, boot, digests, read_log, record, write_log};
-use recording::process::{LOCKSTEP, Process, lockstep, path, text, until};
 use lockstep::log::entry::Body;
 use lockstep::machine::doors::EndReason;
 use nix::sys::signal::Signal;
+use recording::machine::{Recording, boot, digests, read_log, record, write_log};
+use recording::process::{LOCKSTEP, Process, lockstep, path, text, until};
 use std::process::Command;
 
 fn json(output: &std::process::Output) -> serde_json::Value {

@@ -14,10 +14,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use recording::load::{Load, next};
-use recording::machine::{Ran, Recording, boot, digests, read_log, record, replay};
 use lockstep::log::entry::Body;
 use lockstep::machine::doors::EndReason;
+use recording::load::{Load, next};
+use recording::machine::{Ran, Recording, boot, digests, read_log, record, replay};
 
 /// One recording and its replay.
 #[derive(Clone, Debug)]

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -64,7 +64,8 @@ impl Side {
             let line = line?;
             if let Some((_, console)) = line.rsplit_once(", console ") {
                 side.console = console.to_string();
-                side.channel = line.split_once("logging channel ").and_then(|(_, rest)| Some(rest.split_once(',')?.0.into()));
+                side.channel =
+                    line.split_once("logging channel ").and_then(|(_, rest)| Some(rest.split_once(',')?.0.into()));
                 break;
             }
             bail!("{}", line.strip_prefix("lockstep: ").unwrap_or(&line));
@@ -120,13 +121,32 @@ impl Screen {
 async fn show(args: &DemoArgs, directory: &Path) -> anyhow::Result<ExitCode> {
     let arbiter = directory.to_str().context("the temporary directory's name is no text")?;
     let mut primary = Side::start(&[
-        "primary", "--name", "demo", "--host", "host-a", "--arbiter", arbiter, "--control", "127.0.0.1:0", "--channel",
+        "primary",
+        "--name",
+        "demo",
+        "--host",
+        "host-a",
+        "--arbiter",
+        arbiter,
+        "--control",
+        "127.0.0.1:0",
+        "--channel",
         "127.0.0.1:0",
     ])?;
     let channel = primary.channel.clone().context("the primary did not say where its channel is")?;
     tell(&format!("primary started: process {}, console {}", primary.child.id(), primary.console));
     let backup = Side::start(&[
-        "backup", "--name", "demo", "--host", "host-b", "--arbiter", arbiter, "--control", "127.0.0.1:0", "--primary", &channel,
+        "backup",
+        "--name",
+        "demo",
+        "--host",
+        "host-b",
+        "--arbiter",
+        arbiter,
+        "--control",
+        "127.0.0.1:0",
+        "--primary",
+        &channel,
     ])?;
     tell(&format!("backup started: process {}, console {}", backup.child.id(), backup.console));
 
@@ -183,7 +203,10 @@ async fn show(args: &DemoArgs, directory: &Path) -> anyhow::Result<ExitCode> {
         }
     }
     println!();
-    tell(&format!("1 to {}: every number once, in order; the same guest, now on {host}, generation {generation}", args.count));
+    tell(&format!(
+        "1 to {}: every number once, in order; the same guest, now on {host}, generation {generation}",
+        args.count
+    ));
     if let Some(pause) = pause {
         tell(&format!(
             "from the kill to the next output of the guest: {:.1} ms (the guest prints every {} ms)",
