@@ -15,7 +15,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lockstep::log::entry::Body;
+<<<<<<< HEAD
 use lockstep::machine::doors::EndReason;
+=======
+use lockstep::machine::doors::{EndReason, Halt};
+>>>>>>> equiv
 use recording::load::{Load, next};
 use recording::machine::{Ran, Recording, boot, digests, read_log, record, replay};
 
@@ -64,11 +68,16 @@ fn round(seed: u64, index: u64) -> Round {
     Round { command_line, how: Recording { digest_every, typist, typed_bytes: 200, ..Recording::default() } }
 }
 
+/// An end in words.
+fn told(end: &Result<EndReason, Halt>) -> String {
+    end.as_ref().map_or_else(ToString::to_string, ToString::to_string)
+}
+
 /// What is not the same; nothing if all is.
 fn compare(recorded: &Ran, replayed: &Ran, logged_digests: u64) -> Result<(), String> {
     let (recorded_end, replayed_end) = match (&recorded.end, &replayed.end) {
         (Ok(recorded), Ok(replayed)) => (recorded, replayed),
-        (recorded, replayed) => return Err(format!("recorded: {recorded:?}\nreplayed: {replayed:?}")),
+        (recorded, replayed) => return Err(format!("recorded: {}\nreplayed: {}", told(recorded), told(replayed))),
     };
     if recorded_end != replayed_end || recorded.at != replayed.at {
         return Err(format!(
