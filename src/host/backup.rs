@@ -50,6 +50,7 @@ enum Wake {
     Connected(std::io::Result<TcpStream>),
     Arrived(Result<(), ChannelError>),
     Time,
+    Refresh,
     Answer(Answer),
     Vcpu(FromVcpu),
     Logged,
@@ -184,19 +185,20 @@ async fn connected(connecting: &mut Option<Connecting>) -> std::io::Result<TcpSt
 
 impl Driver {
     async fn drive(&mut self) -> Result<(), HostError> {
+        let mut refresh = super::board::refresh();
         self.feed(Input::Start)?;
         while self.stopped.is_none() {
             let deadline = self.protocol.next_deadline().map(|ns| self.began + Duration::from_nanos(ns));
             let time = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
-                    // Nothing is due; the board is kept fresh all the same.
-                    None => tokio::time::sleep(Duration::from_millis(50)).await,
+                    None => std::future::pending().await,
                 }
             };
             let outgoing = self.replica.as_ref().and_then(|r| r.live.get()).map(|(_, outgoing)| outgoing.clone());
             let wake = tokio::select! {
                 biased;
+                _ = refresh.tick() => Wake::Refresh,
                 result = arrived(&mut self.connection) => Wake::Arrived(result),
                 said = from_vcpu(&mut self.replica) => Wake::Vcpu(said),
                 answer = self.referee.answer() => Wake::Answer(answer),
@@ -206,6 +208,7 @@ impl Driver {
                 () = self.board.stop_requested() => Wake::StopRequested,
             };
             match wake {
+                Wake::Refresh => self.report(),
                 Wake::Connected(Ok(stream)) => self.on_connected(stream)?,
                 Wake::Connected(Err(error)) => {
                     tracing::debug!(%error, primary = self.primary, "no connection to the primary yet");
@@ -215,7 +218,6 @@ impl Driver {
                 Wake::Time => {
                     self.tell_executed()?;
                     self.feed(Input::Tick)?;
-                    self.report();
                 }
                 Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
                 Wake::Vcpu(FromVcpu::WentLive) => {

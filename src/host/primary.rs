@@ -35,9 +35,6 @@ use crate::replication::primary::{Action, Input, Primary, State};
 /// Time between two horizons: what the backup is behind a computing guest is about this.
 const HORIZON_EVERY: Duration = Duration::from_millis(1);
 
-/// How old the status may get while the protocol waits for nothing, in an unprotected machine say.
-const BOARD_EVERY: Duration = Duration::from_millis(50);
-
 /// How the vCPU thread came to its end.
 type Done = Result<EndReason, Halt>;
 
@@ -48,6 +45,7 @@ enum Wake {
     Logged,
     Horizon,
     Time,
+    Refresh,
     Answer(Answer),
     Done(Option<Done>),
     StopRequested,
@@ -124,6 +122,7 @@ impl Driver {
         listener: &TcpListener,
         vcpu: &mut mpsc::UnboundedReceiver<Done>,
     ) -> Result<(), HostError> {
+        let mut refresh = super::board::refresh();
         let mut horizon = tokio::time::interval(HORIZON_EVERY);
         horizon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.feed(Input::Start)?;
@@ -132,13 +131,13 @@ impl Driver {
             let time = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
-                    // Nothing is due; the board is kept fresh all the same.
-                    None => tokio::time::sleep(BOARD_EVERY).await,
+                    None => std::future::pending().await,
                 }
             };
             let protected = *self.protocol.state() == State::Protected && self.ended.is_none();
             let wake = tokio::select! {
                 biased;
+                _ = refresh.tick() => Wake::Refresh,
                 result = arrived(&mut self.connection) => Wake::Arrived(result),
                 () = self.outgoing.ready() => Wake::Logged,
                 Some(done) = vcpu.recv(), if self.ended.is_none() => Wake::Done(Some(done)),
@@ -149,6 +148,7 @@ impl Driver {
                 _ = horizon.tick(), if protected => Wake::Horizon,
             };
             match wake {
+                Wake::Refresh => self.report(),
                 Wake::Accepted(Ok((stream, address))) => self.on_accepted(stream, address)?,
                 Wake::Accepted(Err(error)) => {
                     // Out of descriptors, mostly: the pair goes on.
@@ -160,7 +160,6 @@ impl Driver {
                 Wake::Time => {
                     let guest_clock_ns = self.world.guest_ns();
                     self.feed(Input::Tick { guest_clock_ns })?;
-                    self.report();
                 }
                 Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
                 Wake::Done(done) => self.on_done(done)?,
