@@ -44,6 +44,8 @@ pub struct Ran<L> {
     pub printed: String,
     /// How long it ran, from its first instruction to its last.
     pub took: Duration,
+    /// Processor time of its vCPU thread in this.
+    pub processor: Duration,
     /// Its log.
     pub log: L,
 }
@@ -71,9 +73,9 @@ pub fn run<L: Log + Send + 'static>(
         VcpuThread::spawn(move || {
             ordinary_this_thread();
             let mut door = LiveDoor::new(world, printed, log, DIGEST_EVERY_NS);
-            let began = Instant::now();
+            let (began, used) = (Instant::now(), processor_time());
             let result = machine.run(&mut door);
-            (result, began.elapsed(), door.into_log())
+            (result, began.elapsed(), processor_time().saturating_sub(used), door.into_log())
         })?
     };
     let give_up = AtomicBool::new(false);
@@ -93,13 +95,18 @@ pub fn run<L: Log + Send + 'static>(
         }
     }
     world.end();
-    let (result, took, log) = thread.join().map_err(|_| anyhow::anyhow!("the vCPU thread panicked"))?;
+    let (result, took, processor, log) = thread.join().map_err(|_| anyhow::anyhow!("the vCPU thread panicked"))?;
     if let Some(trouble) = trouble {
         return Err(trouble);
     }
     result?;
     let bytes = std::mem::take(&mut *printed.0.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Ran { printed: String::from_utf8_lossy(&bytes).into_owned(), took, log })
+    Ok(Ran { printed: String::from_utf8_lossy(&bytes).into_owned(), took, processor, log })
+}
+
+/// Processor time that the calling thread has used; zero where the system does not tell.
+pub fn processor_time() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// As `lockstep record` does it.

@@ -13,7 +13,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let (mut unprotected, mut protected) = (Vec::new(), Vec::new());
     for sample in 1..=samples {
         bench.say(format!("{NAME}: {sample} of {samples}"));
-        unprotected.push(compute::in_a_guest(rounds)?);
+        unprotected.push(compute::in_a_guest(rounds)?.elapsed);
         protected.push(bench.block_on(in_a_pair(rounds))?);
     }
     let (u, p) = (median(&unprotected), median(&protected));

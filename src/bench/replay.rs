@@ -46,10 +46,8 @@ pub fn idle(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let scratch = Scratch::new()?;
     let file = scratch.path("idle.log");
     let boot = alone::boot("idle", "hz=100")?;
-    let mut ticks_per_s = 0.0;
     record(&boot, &file, Some(Duration::from_secs(seconds)), |elapsed| {
         bench.say(format!("{IDLE}: {} of {seconds} s recorded", elapsed.as_secs()));
-        ticks_per_s = elapsed.as_secs_f64();
     })?;
     let mut took = Vec::new();
     let mut events = 0;

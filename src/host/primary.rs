@@ -24,6 +24,7 @@ use crate::doors::live::LiveDoor;
 use crate::log::boot::encode_boot;
 use crate::log::codec::Encoder;
 use crate::machine::doors::{EndReason, Halt};
+use crate::machine::instant::Instant as GuestInstant;
 use crate::machine::safepoint::Safepoints;
 use crate::machine::snapshot::Boot;
 use crate::machine::{Machine, Tracking};
@@ -67,6 +68,8 @@ struct Driver {
     outgoing: Arc<Outgoing>,
     world: Arc<World>,
     safepoints: Safepoints,
+    /// The newest one that was told: an idle guest stands still, and nobody needs to hear that a thousand times a second.
+    horizon: GuestInstant,
     hub: Arc<Hub>,
     board: Arc<Board>,
     referee: Referee,
@@ -100,6 +103,7 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         outgoing: Outgoing::new(Encoder::new(), 0),
         world: world.clone(),
         safepoints,
+        horizon: GuestInstant::BOOT,
         hub: hub.clone(),
         board: board.clone(),
         referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
@@ -332,7 +336,8 @@ impl Driver {
 
     fn on_horizon(&mut self) -> Result<(), HostError> {
         // In this order: every entry at or before `at` is in the log by the time it is read, and so taken with it.
-        if let Some(at) = self.safepoints.passed() {
+        if let Some(at) = self.safepoints.passed().filter(|&at| self.horizon < at) {
+            self.horizon = at;
             self.on_logged()?;
             let entries = self.protocol.appended();
             self.feed(Input::Horizon { entries, at })?;
