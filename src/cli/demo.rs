@@ -60,19 +60,8 @@ impl Side {
             .context("cannot start a side of the pair")?;
         let mut lines = BufReader::new(child.stderr.take().context("no pipe to the child")?).lines();
         let mut side = Side { child, console: String::new(), channel: None };
-<<<<<<< HEAD
         let line = lines.next().context("a side of the pair ended at once")??;
         let Some((_, console)) = line.rsplit_once(", console ") else {
-=======
-        for line in lines.by_ref() {
-            let line = line?;
-            if let Some((_, console)) = line.rsplit_once(", console ") {
-                side.console = console.to_string();
-                side.channel =
-                    line.split_once("logging channel ").and_then(|(_, rest)| Some(rest.split_once(',')?.0.into()));
-                break;
-            }
->>>>>>> equiv
             bail!("{}", line.strip_prefix("lockstep: ").unwrap_or(&line));
         };
         side.console = console.to_string();
