@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lockstep::log::entry::Body;
-use lockstep::machine::doors::EndReason;
+use lockstep::machine::doors::{EndReason, Halt};
 use recording::load::{Load, next};
 use recording::machine::{Ran, Recording, boot, digests, read_log, record, replay};
 

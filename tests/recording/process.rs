@@ -1,128 +1,122 @@
-//! One lockstep process: started, listened to, signalled, and ended with the test that started it.
+//! `lockstep` as a process, which ends with the test that started it, whatever becomes of that.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::eventually;
+/// How long a process may take for what it should do at once, on a busy host.
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// A running `lockstep`.
-pub struct Side {
-    name: &'static str,
+/// The program under test.
+pub const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
+
+/// A running process; killed when this is dropped.
+pub struct Process {
     child: Child,
-    said: Arc<Mutex<Vec<String>>>,
-    listener: Option<JoinHandle<()>>,
-    ended: Option<ExitStatus>,
+    stdout: Option<JoinHandle<Vec<u8>>>,
+    stderr: Option<JoinHandle<Vec<u8>>>,
 }
 
-impl Side {
-    /// Starts `lockstep` with `arguments`; through the command `through`, if it is not empty, which must become lockstep (exec)
-    /// and finds it in the environment as `LOCKSTEP`.
-    pub fn spawn(name: &'static str, through: &[String], arguments: &[String]) -> Side {
-        let lockstep = env!("CARGO_BIN_EXE_lockstep");
-        let mut command = match through {
-            [script, first @ ..] => {
-                let mut command = Command::new(script);
-                command.args(first).env("LOCKSTEP", lockstep);
-                command
-            }
-            [] => Command::new(lockstep),
-        };
-        command.args(arguments).env("LOCKSTEP_LOG", "lockstep=info");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+impl Process {
+    /// Starts `lockstep` with these arguments.
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(LOCKSTEP);
+        command.args(arguments);
+        Self::spawn(command)
+    }
+
+    /// Starts a command, its output kept and its input at its end.
+    pub fn spawn(mut command: Command) -> Self {
+        command.stderr(Stdio::piped());
+        Self::spawn_as_is(command)
+    }
+
+    /// Starts a command whose standard error goes to a file, to be read while it runs.
+    pub fn spawn_into(mut command: Command, stderr: &Path) -> Self {
+        command.stderr(std::fs::File::create(stderr).expect("a file"));
+        Self::spawn_as_is(command)
+    }
+
+    fn spawn_as_is(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.env_remove("LOCKSTEP_LOG").env_remove("RUST_BACKTRACE");
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-        let said: Arc<Mutex<Vec<String>>> = Arc::default();
-        let stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
-        let lines = said.clone();
-        let listener = std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-            }
-        });
-        Side { name, child, said, listener: Some(listener), ended: None }
+        let stdout = collect(child.stdout.take());
+        let stderr = collect(child.stderr.take());
+        Process { child, stdout, stderr }
     }
 
-    /// Everything it has said so far.
-    pub fn said(&self) -> Vec<String> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Waits until it says a line in which `find` finds something.
-    #[track_caller]
-    pub fn hears<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
-        eventually(&format!("the {} says {what}", self.name), || self.said().iter().find_map(|line| find(line)))
-    }
-
-    /// The word after `label` in the line that says where it listens.
-    #[track_caller]
-    pub fn address(&self, label: &str) -> String {
-        self.hears(label, |line| {
-            let rest = line.strip_prefix("lockstep: ")?.split_once(&format!("{label} "))?.1;
-            Some(rest.split([',', ' ']).next().unwrap_or(rest).to_owned())
-        })
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id() as i32)
-    }
-
-    /// Sends a signal; nothing happens to a process that has been waited for.
+    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        if self.ended.is_none() {
-            kill(self.pid(), signal).expect("a child that was not waited for can be signalled");
-        }
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("the process is there");
     }
 
-    /// SIGKILL, and waits until it is gone.
-    pub fn kill(&mut self) {
-        self.signal(Signal::SIGKILL);
-        self.wait();
+    /// How the process ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child")
     }
 
-    /// Whether it has ended.
-    pub fn status(&mut self) -> Option<ExitStatus> {
-        if self.ended.is_none() {
-            self.ended = self.child.try_wait().expect("a child can be asked");
-        }
-        self.ended
-    }
-
-    /// Waits until it has ended by itself and all it said is here.
-    #[track_caller]
-    pub fn ends(&mut self) -> ExitStatus {
-        let what = format!("the {} ends", self.name);
-        let status = eventually(&what, || self.status());
-        self.listened();
-        status
-    }
-
-    fn wait(&mut self) {
-        if self.ended.is_none() {
-            self.ended = self.child.wait().ok();
-        }
-        self.listened();
-    }
-
-    fn listened(&mut self) {
-        if let Some(listener) = self.listener.take() {
-            let _ = listener.join();
-        }
+    /// Waits for the end.
+    pub fn wait(mut self) -> Output {
+        let status = until("the process to end", || self.ended());
+        let text = |reader: &mut Option<JoinHandle<Vec<u8>>>| {
+            reader.take().map_or_else(Vec::new, |reader| reader.join().expect("a reader does not panic"))
+        };
+        Output { status, stdout: text(&mut self.stdout), stderr: text(&mut self.stderr) }
     }
 }
 
-impl Drop for Side {
+impl Drop for Process {
     fn drop(&mut self) {
-        if self.ended.is_none() {
-            let _ = self.child.kill();
-            self.wait();
-        }
-        if std::thread::panicking() {
-            eprintln!("---- the {} said:", self.name);
-            self.said().iter().for_each(|line| eprintln!("{line}"));
-        }
+        // Both fail only where the process has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
+}
+
+fn collect(stream: Option<impl Read + Send + 'static>) -> Option<JoinHandle<Vec<u8>>> {
+    let mut stream = stream?;
+    Some(thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What cannot be read any more is missed by whoever looks for it.
+        let _ = stream.read_to_end(&mut bytes);
+        bytes
+    }))
+}
+
+/// Runs `lockstep` with these arguments to its end.
+pub fn lockstep(arguments: &[&str]) -> Output {
+    Process::start(arguments).wait()
+}
+
+/// Waits until `ready` has an answer; fails loudly if it never does.
+pub fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = ready() {
+            return answer;
+        }
+        assert!(began.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What a process wrote, for messages.
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}\nstdout: {}\nstderr: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// A path as an argument.
+pub fn path(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
 }
