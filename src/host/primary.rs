@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
 use super::board::{Board, Rate};
 use super::channel::{ChannelError, Connection, arrived};
@@ -15,7 +15,7 @@ use super::outgoing::{Batch, Outgoing, OutgoingLog};
 use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
 use super::{HostError, Keeping, Outcome, Site, system};
-use crate::backends::clock::wall_clock_ns;
+use crate::backends::clock::{boot_clock_ns, wall_clock_ns};
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
 use crate::console::hub::{Hub, Protection};
@@ -55,7 +55,6 @@ enum Wake {
 struct Driver {
     protocol: Primary,
     actions: Vec<Action>,
-    began: Instant,
     connection: Option<Connection>,
     /// The connection failed while an action was carried out.
     broken: bool,
@@ -93,7 +92,6 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
     let mut driver = Driver {
         protocol: Primary::new(me.clone(), settings),
         actions: Vec::with_capacity(16),
-        began: Instant::now(),
         connection: None,
         broken: false,
         batch: Batch::default(),
@@ -131,13 +129,7 @@ impl Driver {
         horizon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.feed(Input::Start)?;
         while self.stopped.is_none() {
-            let deadline = self.protocol.next_deadline().map(|ns| self.began + Duration::from_nanos(ns));
-            let time = async {
-                match deadline {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let time = super::due(self.protocol.next_deadline());
             let protected = *self.protocol.state() == State::Protected && self.ended.is_none();
             let wake = tokio::select! {
                 biased;
@@ -173,15 +165,11 @@ impl Driver {
         Ok(())
     }
 
-    fn now(&self) -> u64 {
-        self.began.elapsed().as_nanos() as u64
-    }
-
     /// Tells the protocol, and does what it says.
     fn feed(&mut self, input: Input) -> Result<(), HostError> {
         let mut next = Some(input);
         while let Some(input) = next.take() {
-            let now = self.now();
+            let now = boot_clock_ns();
             let mut actions = std::mem::take(&mut self.actions);
             self.protocol.on(now, input, &mut actions);
             for action in actions.drain(..) {
@@ -360,7 +348,7 @@ impl Driver {
     }
 
     fn report(&mut self) {
-        let now = self.now();
+        let now = boot_clock_ns();
         let rate = self.rate.per_second();
         let (protocol, ended) = (&self.protocol, &self.ended);
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
