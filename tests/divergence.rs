@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use recording::machine::{Ran, Recording, boot, read_log, record, replay, write_log};
-use recording::process::{lockstep, path, text};
 use lockstep::guest;
 use lockstep::log::entry::{Body, Entry};
 use lockstep::machine::digest::Digest;
@@ -17,6 +15,8 @@ use lockstep::machine::divergence::Difference;
 use lockstep::machine::doors::EndReason;
 use lockstep::machine::instant::Instant;
 use lockstep::machine::snapshot::Boot;
+use recording::machine::{Ran, Recording, boot, read_log, record, replay, write_log};
+use recording::process::{lockstep, path, text};
 
 /// One recording, to be changed in many ways.
 fn recording() -> &'static (Boot, Vec<Entry>) {

@@ -8,15 +8,15 @@ mod recording;
 use std::path::Path;
 use std::time::Duration;
 
-use recording::image::image;
-use recording::machine::{Ran, Recording, boot, boot_image, read_log, record, replay};
-use recording::process::{Process, lockstep, path, text, until};
 use lockstep::console::control;
 use lockstep::console::status::GuestState;
 use lockstep::log::entry::Body;
 use lockstep::machine::doors::{EndReason, Halt};
 use lockstep::machine::snapshot::Boot;
 use nix::sys::signal::Signal;
+use recording::image::image;
+use recording::machine::{Ran, Recording, boot, boot_image, read_log, record, replay};
+use recording::process::{Process, lockstep, path, text, until};
 
 /// Records, replays, and checks that both are the same execution.
 fn record_and_replay(boot: &Boot, file: &Path, deadline: Duration) -> Ran {

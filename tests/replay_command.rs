@@ -4,11 +4,11 @@
 
 mod recording;
 
-use recording::machine::{Recording, boot, digests, read_log, record, write_log};
-use recording::process::{LOCKSTEP, Process, lockstep, path, text, until};
 use lockstep::log::entry::Body;
 use lockstep::machine::doors::EndReason;
 use nix::sys::signal::Signal;
+use recording::machine::{Recording, boot, digests, read_log, record, write_log};
+use recording::process::{LOCKSTEP, Process, lockstep, path, text, until};
 use std::process::Command;
 
 fn json(output: &std::process::Output) -> serde_json::Value {
@@ -86,7 +86,8 @@ fn a_processor_that_this_host_cannot_offer_is_refused_by_name() {
     let file = directory.path().join("log");
     record(&boot("mix 1 1"), &file, Recording::default());
     let (boot, entries) = read_log(&file);
-    let change: [(u32, usize, fn(u32) -> u32, &str); 4] = [
+    type Change = fn(u32) -> u32;
+    let change: [(u32, usize, Change, &str); 4] = [
         (0, 1, |_| u32::from_le_bytes(*b"Nobo"), "leaf 0x0, ebx"),
         (1, 0, |signature| signature ^ 0x10, "leaf 0x1, eax"),
         (1, 3, |features| features | 1 << 20, "leaf 0x1, edx"), // reserved: no processor has it

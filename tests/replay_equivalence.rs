@@ -14,10 +14,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lockstep::log::entry::Body;
+use lockstep::machine::doors::{EndReason, Halt};
 use recording::load::{Load, next};
 use recording::machine::{Ran, Recording, boot, digests, read_log, record, replay};
-use lockstep::log::entry::Body;
-use lockstep::machine::doors::EndReason;
 
 /// One recording and its replay.
 #[derive(Clone, Debug)]
@@ -64,11 +64,16 @@ fn round(seed: u64, index: u64) -> Round {
     Round { command_line, how: Recording { digest_every, typist, typed_bytes: 200, ..Recording::default() } }
 }
 
+/// An end in words.
+fn told(end: &Result<EndReason, Halt>) -> String {
+    end.as_ref().map_or_else(ToString::to_string, ToString::to_string)
+}
+
 /// What is not the same; nothing if all is.
 fn compare(recorded: &Ran, replayed: &Ran, logged_digests: u64) -> Result<(), String> {
     let (recorded_end, replayed_end) = match (&recorded.end, &replayed.end) {
         (Ok(recorded), Ok(replayed)) => (recorded, replayed),
-        (recorded, replayed) => return Err(format!("recorded: {recorded:?}\nreplayed: {replayed:?}")),
+        (recorded, replayed) => return Err(format!("recorded: {}\nreplayed: {}", told(recorded), told(replayed))),
     };
     if recorded_end != replayed_end || recorded.at != replayed.at {
         return Err(format!(

@@ -163,7 +163,10 @@ async fn show(args: &DemoArgs, directory: &Path) -> anyhow::Result<ExitCode> {
                 screen.take(&bytes);
             }
             What::Attached { host, generation, away: Some(_), .. } => {
-                tell(&format!("the console is attached to {host} now, generation {generation}"));
+                let after = killed.map_or(0.0, |at| event.at.saturating_duration_since(at).as_secs_f64() * 1000.0);
+                tell(&format!(
+                    "{host} has taken over, generation {generation}: console attached {after:.1} ms after the kill"
+                ));
                 moved = Some((host, generation));
             }
             What::Gap { from, to } => bail!("output from byte {from} to {to} is lost"),

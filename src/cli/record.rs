@@ -12,6 +12,7 @@ use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
 use crate::doors::live::{Log, NoLog};
+use crate::guest;
 use crate::host::board::Board;
 use crate::host::file_log::FileLog;
 use crate::host::solo::{self, SoloEnd};
@@ -60,6 +61,12 @@ struct ConsoleChoice {
 
 /// `lockstep run`.
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    if args.machine.guest == "list" {
+        for app in guest::APPS {
+            println!("{:<48} {}", format!("{} {}", app.name, app.arguments), app.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let boot = args.machine.boot()?;
     let machine = Machine::new(&boot, Tracking::Off)?;
     let end = with_console(machine, || Ok(NoLog), u64::MAX, &args.machine.name, &args.console)?;

@@ -124,6 +124,7 @@ impl HeldTimes {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test makes its own times")]
 mod tests {
     use super::*;
     use std::time::Duration;

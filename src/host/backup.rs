@@ -5,11 +5,9 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::board::{Board, Rate};
 use super::channel::{ChannelError, Connection, Received, arrived};
@@ -19,6 +17,7 @@ use super::outgoing::{Batch, Outgoing, OutgoingLog};
 use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
 use super::{HostError, Keeping, Outcome, Site, system};
+use crate::backends::clock::boot_clock_ns;
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
 use crate::console::hub::{Hub, Protection};
@@ -50,6 +49,7 @@ enum Wake {
     Connected(std::io::Result<TcpStream>),
     Arrived(Result<(), ChannelError>),
     Time,
+    Refresh,
     Answer(Answer),
     Vcpu(FromVcpu),
     Logged,
@@ -93,7 +93,6 @@ type Connecting = Pin<Box<dyn Future<Output = std::io::Result<TcpStream>> + Send
 struct Driver {
     protocol: Backup,
     actions: Vec<Action>,
-    began: Instant,
     primary: String,
     connecting: Option<Connecting>,
     connection: Option<Connection>,
@@ -130,7 +129,6 @@ pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
     let mut driver = Driver {
         protocol: Backup::new(me.clone(), settings),
         actions: Vec::with_capacity(16),
-        began: Instant::now(),
         primary,
         connecting: None,
         connection: None,
@@ -184,19 +182,14 @@ async fn connected(connecting: &mut Option<Connecting>) -> std::io::Result<TcpSt
 
 impl Driver {
     async fn drive(&mut self) -> Result<(), HostError> {
+        let mut refresh = super::board::refresh();
         self.feed(Input::Start)?;
         while self.stopped.is_none() {
-            let deadline = self.protocol.next_deadline().map(|ns| self.began + Duration::from_nanos(ns));
-            let time = async {
-                match deadline {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    // Nothing is due; the board is kept fresh all the same.
-                    None => tokio::time::sleep(Duration::from_millis(50)).await,
-                }
-            };
+            let time = super::due(self.protocol.next_deadline());
             let outgoing = self.replica.as_ref().and_then(|r| r.live.get()).map(|(_, outgoing)| outgoing.clone());
             let wake = tokio::select! {
                 biased;
+                _ = refresh.tick() => Wake::Refresh,
                 result = arrived(&mut self.connection) => Wake::Arrived(result),
                 said = from_vcpu(&mut self.replica) => Wake::Vcpu(said),
                 answer = self.referee.answer() => Wake::Answer(answer),
@@ -206,6 +199,7 @@ impl Driver {
                 () = self.board.stop_requested() => Wake::StopRequested,
             };
             match wake {
+                Wake::Refresh => self.report(),
                 Wake::Connected(Ok(stream)) => self.on_connected(stream)?,
                 Wake::Connected(Err(error)) => {
                     tracing::debug!(%error, primary = self.primary, "no connection to the primary yet");
@@ -215,7 +209,6 @@ impl Driver {
                 Wake::Time => {
                     self.tell_executed()?;
                     self.feed(Input::Tick)?;
-                    self.report();
                 }
                 Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
                 Wake::Vcpu(FromVcpu::WentLive) => {
@@ -230,15 +223,11 @@ impl Driver {
         Ok(())
     }
 
-    fn now(&self) -> u64 {
-        self.began.elapsed().as_nanos() as u64
-    }
-
     /// Tells the protocol, and does what it says.
     fn feed(&mut self, input: Input) -> Result<(), HostError> {
         let mut next = Some(input);
         while let Some(input) = next.take() {
-            let now = self.now();
+            let now = boot_clock_ns();
             let mut actions = std::mem::take(&mut self.actions);
             self.protocol.on(now, input, &mut actions);
             for action in actions.drain(..) {
@@ -346,13 +335,13 @@ impl Driver {
         let go_live = {
             let (say, live, encoder) = (say.clone(), live.clone(), encoder.clone());
             let (hub, clock, safepoints) = (self.hub.clone(), self.clock.clone(), safepoints.clone());
-            let (began, digest_every_ns) = (self.began, self.keeping.digest_every_ns);
+            let digest_every_ns = self.keeping.digest_every_ns;
             move |replay: ReplayDoor<IncomingSource>, _| {
                 let encoder = encoder.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
                 // What the guest has read bounds its clock from below; a guest that has not looked lately may find it
                 // as late as its primary said it was. The rest, the time that the failover took, it catches up with.
                 let shown_ns = replay.tally().clock_ns.max(clock.guest_ns.load(SeqCst));
-                let world = World::new(safepoints, shown_ns, clock.due(began.elapsed().as_nanos() as u64));
+                let world = World::new(safepoints, shown_ns, clock.due(boot_clock_ns()));
                 let entries = encoder.entries();
                 let outgoing = Outgoing::new(encoder, entries);
                 let wake = world.clone();
@@ -419,7 +408,7 @@ impl Driver {
         match &received.message {
             Message::Boot => self.boot.clone_from(&received.bulk),
             Message::Heartbeat { guest_clock_ns, .. } => {
-                self.clock.heard_ns.store(self.now(), SeqCst);
+                self.clock.heard_ns.store(boot_clock_ns(), SeqCst);
                 self.clock.guest_ns.store(*guest_clock_ns, SeqCst);
             }
             Message::Entries { first, count, .. } => {
@@ -474,7 +463,7 @@ impl Driver {
     }
 
     fn report(&mut self) {
-        let now = self.now();
+        let now = boot_clock_ns();
         let rate = self.rate.per_second();
         let (protocol, replica) = (&self.protocol, &self.replica);
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));

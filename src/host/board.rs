@@ -88,6 +88,14 @@ impl ControlHandler for Board {
     }
 }
 
+/// When the board is to be filled anew. A timer of its own: what else happens comes too seldom in an idle machine, and in a
+/// busy one too often for a pause in it.
+pub fn refresh() -> tokio::time::Interval {
+    let mut refresh = tokio::time::interval(std::time::Duration::from_millis(20));
+    refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    refresh
+}
+
 /// Bytes per second of a growing count, measured over about a second.
 #[derive(Debug)]
 pub struct Rate {

@@ -20,8 +20,10 @@ pub mod vcpu_thread;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::arbiter::Arbiter;
+use crate::backends::clock::boot_clock_ns;
 use crate::console::hub::Hub;
 use crate::log::file::LogError;
 use crate::machine::MachineError;
@@ -95,6 +97,14 @@ pub struct Keeping {
     pub file: Option<PathBuf>,
     /// Size at which the file is given up, in bytes.
     pub limit_bytes: u64,
+}
+
+/// Waits until the protocol's clock shows `deadline_ns`; for ever where there is none.
+async fn due(deadline_ns: Option<u64>) {
+    match deadline_ns {
+        Some(at) => tokio::time::sleep(Duration::from_nanos(at.saturating_sub(boot_clock_ns()))).await,
+        None => std::future::pending().await,
+    }
 }
 
 pub(crate) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> HostError {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
 use super::board::{Board, Rate};
 use super::channel::{ChannelError, Connection, arrived};
@@ -15,7 +15,7 @@ use super::outgoing::{Batch, Outgoing, OutgoingLog};
 use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
 use super::{HostError, Keeping, Outcome, Site, system};
-use crate::backends::clock::wall_clock_ns;
+use crate::backends::clock::{boot_clock_ns, wall_clock_ns};
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
 use crate::console::hub::{Hub, Protection};
@@ -36,9 +36,6 @@ use crate::replication::primary::{Action, Input, Primary, State};
 /// Time between two horizons: what the backup is behind a computing guest is about this.
 const HORIZON_EVERY: Duration = Duration::from_millis(1);
 
-/// How old the status may get while the protocol waits for nothing, in an unprotected machine say.
-const BOARD_EVERY: Duration = Duration::from_millis(50);
-
 /// How the vCPU thread came to its end.
 type Done = Result<EndReason, Halt>;
 
@@ -49,6 +46,7 @@ enum Wake {
     Logged,
     Horizon,
     Time,
+    Refresh,
     Answer(Answer),
     Done(Option<Done>),
     StopRequested,
@@ -57,7 +55,6 @@ enum Wake {
 struct Driver {
     protocol: Primary,
     actions: Vec<Action>,
-    began: Instant,
     connection: Option<Connection>,
     /// The connection failed while an action was carried out.
     broken: bool,
@@ -95,7 +92,6 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
     let mut driver = Driver {
         protocol: Primary::new(me.clone(), settings),
         actions: Vec::with_capacity(16),
-        began: Instant::now(),
         connection: None,
         broken: false,
         batch: Batch::default(),
@@ -128,21 +124,16 @@ impl Driver {
         listener: &TcpListener,
         vcpu: &mut mpsc::UnboundedReceiver<Done>,
     ) -> Result<(), HostError> {
+        let mut refresh = super::board::refresh();
         let mut horizon = tokio::time::interval(HORIZON_EVERY);
         horizon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.feed(Input::Start)?;
         while self.stopped.is_none() {
-            let deadline = self.protocol.next_deadline().map(|ns| self.began + Duration::from_nanos(ns));
-            let time = async {
-                match deadline {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    // Nothing is due; the board is kept fresh all the same.
-                    None => tokio::time::sleep(BOARD_EVERY).await,
-                }
-            };
+            let time = super::due(self.protocol.next_deadline());
             let protected = *self.protocol.state() == State::Protected && self.ended.is_none();
             let wake = tokio::select! {
                 biased;
+                _ = refresh.tick() => Wake::Refresh,
                 result = arrived(&mut self.connection) => Wake::Arrived(result),
                 () = self.outgoing.ready() => Wake::Logged,
                 Some(done) = vcpu.recv(), if self.ended.is_none() => Wake::Done(Some(done)),
@@ -153,6 +144,7 @@ impl Driver {
                 _ = horizon.tick(), if protected => Wake::Horizon,
             };
             match wake {
+                Wake::Refresh => self.report(),
                 Wake::Accepted(Ok((stream, address))) => self.on_accepted(stream, address)?,
                 Wake::Accepted(Err(error)) => {
                     // Out of descriptors, mostly: the pair goes on.
@@ -164,7 +156,6 @@ impl Driver {
                 Wake::Time => {
                     let guest_clock_ns = self.world.guest_ns();
                     self.feed(Input::Tick { guest_clock_ns })?;
-                    self.report();
                 }
                 Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
                 Wake::Done(done) => self.on_done(done)?,
@@ -174,15 +165,11 @@ impl Driver {
         Ok(())
     }
 
-    fn now(&self) -> u64 {
-        self.began.elapsed().as_nanos() as u64
-    }
-
     /// Tells the protocol, and does what it says.
     fn feed(&mut self, input: Input) -> Result<(), HostError> {
         let mut next = Some(input);
         while let Some(input) = next.take() {
-            let now = self.now();
+            let now = boot_clock_ns();
             let mut actions = std::mem::take(&mut self.actions);
             self.protocol.on(now, input, &mut actions);
             for action in actions.drain(..) {
@@ -361,7 +348,7 @@ impl Driver {
     }
 
     fn report(&mut self) {
-        let now = self.now();
+        let now = boot_clock_ns();
         let rate = self.rate.per_second();
         let (protocol, ended) = (&self.protocol, &self.ended);
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));

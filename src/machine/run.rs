@@ -227,11 +227,11 @@ impl Machine {
                 _ => {}
             }
             let count = self.safepoints.count();
-            self.at = Instant::new(self.at.exits + 1, count.max(self.at.polls));
-            self.safepoints.set_exits(self.at.exits);
             if count < self.at.polls {
                 return Ok(Some(self.safepoints_went_back()));
             }
+            self.at = Instant::new(self.at.exits + 1, count);
+            self.safepoints.set_exits(self.at.exits);
             let at = self.at;
             self.access = Access::None;
             if !matches!(exit, Exit::PortWrite { port: port::COM1, .. }) {

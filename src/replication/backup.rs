@@ -34,7 +34,7 @@ pub enum Input {
     Heard,
     /// A message has arrived.
     Received(Message),
-    /// The machine stands at its boot.
+    /// The machine that the last [`Action::Load`] asked for stands at its boot.
     Loaded,
     /// The vCPU has got on. Neither value ever decreases.
     Executed {
@@ -63,7 +63,8 @@ pub enum Input {
 /// What a backup does.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Connect to the primary; answer with `Connected` or `Disconnected`. A machine that was loaded is forgotten.
+    /// Connect to the primary; answer with `Connected` or `Disconnected`. A machine that was loaded, or
+    /// is being loaded, is forgotten.
     Connect,
     /// Send this.
     Send(Message),
@@ -196,7 +197,7 @@ impl Backup {
         }
     }
 
-    /// Takes one input at `now` (ns of the local monotonic clock) and appends what is to be done, in order.
+    /// Takes one input at `now` (ns of a local clock that never goes back and also runs while the host sleeps) and appends what is to be done, in order.
     pub fn on(&mut self, now: u64, input: Input, out: &mut Vec<Action>) {
         if let State::Stopped(_) = self.state {
             return;

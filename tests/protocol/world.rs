@@ -172,7 +172,8 @@ impl World {
             connections: 0,
             broken: BTreeMap::new(),
             wires: Default::default(),
-            delay_ns: if rng.one_in(5) { rng.range(MS, 80 * MS) } else { rng.range(30 * US, 3 * MS) },
+            // A round trip stays below the time-out, as the protocol asks for.
+            delay_ns: if rng.one_in(5) { rng.range(MS, 50 * MS) } else { rng.range(30 * US, 3 * MS) },
             jitter_ns: if rng.one_in(3) { rng.range(MS, 30 * MS) } else { rng.range(10 * US, MS) },
             first_generation: register.as_ref().map_or(1, |claim| claim.generation + 1),
             register,
