@@ -92,30 +92,19 @@ impl Uart {
 
     /// The state, for snapshots and digests.
     pub fn state(&self) -> UartState {
-        let SerialState {
-            baud_divisor_low,
-            baud_divisor_high,
-            interrupt_enable,
-            interrupt_identification,
-            line_control,
-            line_status,
-            modem_control,
-            modem_status,
-            scratch,
-            in_buffer,
-        } = self.serial.state();
+        let s: SerialState = self.serial.state();
         let registers = [
-            baud_divisor_low,
-            baud_divisor_high,
-            interrupt_enable,
-            interrupt_identification,
-            line_control,
-            line_status,
-            modem_control,
-            modem_status,
-            scratch,
+            s.baud_divisor_low,
+            s.baud_divisor_high,
+            s.interrupt_enable,
+            s.interrupt_identification,
+            s.line_control,
+            s.line_status,
+            s.modem_control,
+            s.modem_status,
+            s.scratch,
         ];
-        UartState { registers, received: in_buffer, transmitted: self.serial.writer().clone() }
+        UartState { registers, received: s.in_buffer, transmitted: self.serial.writer().clone() }
     }
 }
 
