@@ -15,7 +15,7 @@
 //! | [`console`] | the guest's console over the network, every byte once; status and control |
 //! | [`host`] | what joins machine, doors and protocol to threads, files and sockets |
 //! | [`guest`] | the built-in guest image (its sources are in `guest/`) |
-//! | [`bench`] | the measurements of `lockstep bench` |
+//! | [`mod@bench`] | the measurements of `lockstep bench` |
 //! | [`cli`] | one file per subcommand |
 
 pub mod arbiter;
