@@ -26,7 +26,7 @@ pub enum Job {
 pub const LOADS: [Job; 4] = [Job::Idle, Job::Typing, Job::Computing, Job::Printing];
 
 /// Rounds of the computing guest, and lines of the printing one.
-const ROUNDS: u64 = 120;
+const ROUNDS: u64 = 80;
 const NUMBERS: u64 = 12_000;
 
 /// A load on a guest, and the console through which it is seen.
