@@ -119,13 +119,20 @@ impl PairArgs {
 }
 
 /// Serves the console while `machine` runs, and until its clients have what was released.
-async fn serve<T>(control: TcpListener, hub: Arc<Hub>, board: Arc<Board>, machine: impl Future<Output = T>) -> T {
+///
+/// The machine's driver is a task of its own: waking the future that a runtime blocks on costs two system calls more.
+async fn serve<T: Send + 'static>(
+    control: TcpListener,
+    hub: Arc<Hub>,
+    board: Arc<Board>,
+    machine: impl Future<Output = T> + Send + 'static,
+) -> anyhow::Result<T> {
     let (over, stop) = tokio::sync::oneshot::channel::<()>();
     let serve = tokio::spawn(server::serve(control, hub, board.clone(), async {
         let _ = stop.await;
     }));
     let interrupts = tokio::spawn(super::interrupts::stop_on_signal(board));
-    let result = machine.await;
+    let result = tokio::spawn(machine).await.context("the driver of the pair panicked");
     interrupts.abort();
     drop(over);
     let _ = serve.await;
@@ -177,7 +184,7 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
         );
         let (hub, board) = (site.hub.clone(), site.board.clone());
         let machine = primary::run(site, boot, channel);
-        let outcome = serve(control, hub, board, machine).await?;
+        let outcome = serve(control, hub, board, machine).await??;
         say(&outcome);
         Ok(exit_status(&outcome))
     })
@@ -196,7 +203,7 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
         );
         let (hub, board) = (site.hub.clone(), site.board.clone());
         let machine = backup::run(site, args.primary);
-        let end = serve(control, hub, board, machine).await?;
+        let end = serve(control, hub, board, machine).await??;
         say(&end.outcome);
         if let (Some(_), Some(log)) = (&end.divergence, &end.log) {
             eprintln!("lockstep: the log is kept: lockstep replay {}", log.display());

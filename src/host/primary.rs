@@ -33,8 +33,9 @@ use crate::replication::election::Answer;
 use crate::replication::message::{Message, Refusal};
 use crate::replication::primary::{Action, Input, Primary, State};
 
-/// Time between two horizons: what the backup is behind a computing guest is about this.
-const HORIZON_EVERY: Duration = Duration::from_millis(1);
+/// Time between two horizons. A backup that keeps up is half of this behind a computing guest, on average; each horizon costs both
+/// hosts a wake-up.
+const HORIZON_EVERY: Duration = Duration::from_millis(2);
 
 /// How the vCPU thread came to its end.
 type Done = Result<EndReason, Halt>;
