@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -37,6 +38,9 @@ use crate::replication::StopReason;
 use crate::replication::backup::{Action, Backup, Input, State};
 use crate::replication::election::Answer;
 use crate::replication::message::Message;
+
+/// How long a backup whose guest has ended keeps the guest's last words for clients that come from a dead primary.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What the vCPU thread says.
 enum FromVcpu {
@@ -505,10 +509,19 @@ impl Driver {
     }
 
     async fn finish(mut self, result: Result<(), HostError>) -> Result<BackupEnd, HostError> {
-        let ended = matches!(self.stopped, Some(StopReason::Ended));
-        if !ended {
-            self.hub.not_live(Role::Retired);
-            self.board.set_live(false);
+        match (&self.stopped, &self.replica) {
+            (Some(StopReason::Ended), Some(Replica { ended: Some(reason), live, .. })) => {
+                if live.get().is_none() {
+                    // All it said may leave. A client whose primary dies at this very moment finds the rest, and the end, here.
+                    self.hub.ended(self.protocol.received().saturating_sub(1), reason);
+                    self.hub.go_live(self.protocol.generation(), Protection::Unprotected);
+                    tokio::time::sleep(LAST_WORDS).await;
+                }
+            }
+            _ => {
+                self.hub.not_live(Role::Retired);
+                self.board.set_live(false);
+            }
         }
         self.report();
         let mut log = None;

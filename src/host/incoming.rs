@@ -257,4 +257,24 @@ mod tests {
         incoming.push([tick(30), tick(40)], 6);
         assert_eq!(limit(), 20, "and not past it, whatever follows");
     }
+
+    #[test]
+    fn everything_received_is_replayed_before_the_machine_goes_live() {
+        let memory = memory::map(memory::MIN).unwrap();
+        let incoming = Incoming::new(Safepoints::new(memory));
+        let mut source = incoming.source();
+        incoming.push((1..=3).map(|polls| Entry { at: Instant::new(0, polls), body: Body::Tick }), 1);
+        assert!(matches!(source.next(Instant::BOOT), Ok(Next::Entry(0, _))));
+        assert!(source.take().is_some());
+        incoming.push([Entry { at: Instant::new(0, 9), body: Body::Tick }], 2);
+        incoming.clear_up_to(Instant::new(0, 50), 3);
+        incoming.go_live();
+        for number in 1..=3 {
+            let met = source.next_entry(Instant::new(0, number)).map(|(number, _)| number);
+            assert!(matches!(met, Ok(found) if found == number));
+            assert!(source.take().is_some());
+        }
+        assert!(matches!(source.next(Instant::new(0, 9)), Err(Halt::EndOfLog(_))), "a horizon is no reason to wait");
+        assert_eq!(incoming.executed().0, 4);
+    }
 }
