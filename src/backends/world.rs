@@ -48,8 +48,22 @@ pub struct World {
     abandoned: AtomicBool,
     /// How much of its time the guest has to give away, in per mille.
     slow_down_per_mille: AtomicU64,
-    last_slow_down_ns: AtomicU64,
+    pace: Mutex<Pace>,
 }
+
+/// What the vCPU thread owes to the execution-lag control.
+#[derive(Default)]
+struct Pace {
+    /// When it was asked last, host time in ns.
+    last_ns: u64,
+    /// Pauses it has saved up, ns.
+    owed_ns: u64,
+}
+
+/// A pause shorter than this is saved up.
+const SHORTEST_PAUSE_NS: u64 = 1_000_000;
+/// The most time between two ticks that counts, ns: a guest that was idle owes nothing for it.
+const LONGEST_SLICE_NS: u64 = 100_000_000;
 
 impl World {
     /// The meeting point of the machine with these safepoints, and its timer thread. Its clock shows `shown_ns` now, and should
@@ -66,7 +80,7 @@ impl World {
             period_ns: AtomicU64::new(0),
             abandoned: AtomicBool::new(false),
             slow_down_per_mille: AtomicU64::new(0),
-            last_slow_down_ns: AtomicU64::new(0),
+            pace: Mutex::new(Pace::default()),
         });
         let timer = Arc::downgrade(&world);
         thread::Builder::new().name("timer".into()).spawn(move || run_timer(&timer)).expect("a thread for the timer");
@@ -161,15 +175,20 @@ impl World {
         self.slow_down_per_mille.store(per_mille.min(900), SeqCst);
     }
 
-    /// vCPU thread, at every tick: gives away the share of the time since the last tick that was asked for.
+    /// vCPU thread, at every tick: gives away the share of the time since the last tick that was asked for. Small shares
+    /// are saved up to a pause worth its wake-up.
     pub fn slow_down(&self) {
         let share = self.slow_down_per_mille.load(SeqCst);
+        let mut pace = self.pace.lock().expect("no thread panics while it holds this lock");
         let now = self.now_ns();
-        let ran = now.saturating_sub(self.last_slow_down_ns.load(SeqCst)).min(100_000_000);
-        if share > 0 {
-            thread::sleep(Duration::from_nanos(ran * share / (1000 - share)));
+        let ran = now.saturating_sub(pace.last_ns).min(LONGEST_SLICE_NS);
+        pace.owed_ns = if share > 0 { pace.owed_ns + ran * share / (1000 - share) } else { 0 };
+        if pace.owed_ns >= SHORTEST_PAUSE_NS {
+            thread::sleep(Duration::from_nanos(pace.owed_ns));
+            // A pause that was longer than asked for counts in full.
+            pace.owed_ns = pace.owed_ns.saturating_sub(self.now_ns() - now);
         }
-        self.last_slow_down_ns.store(self.now_ns(), SeqCst);
+        pace.last_ns = self.now_ns();
     }
 
     /// The machine has ended; its timer stops.

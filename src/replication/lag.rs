@@ -71,6 +71,23 @@ impl LagControl {
     }
 }
 
+/// The lag up to which a backup counts as close behind, ns: a horizon's interval and a scheduler's hiccup.
+const CLOSE_NS: u64 = 2_500_000;
+/// The lag from which on the primary waits for its backup with all of [`CATCH_UP_PER_MILLE`], ns.
+const BEHIND_NS: u64 = 10_000_000;
+/// The most that the primary gives up so that its backup catches up.
+const CATCH_UP_PER_MILLE: u64 = 30;
+
+/// The slow-down, per mille, that lets a backup catch up which lags by `lag_ns`.
+///
+/// Two processors of one kind run a computing guest equally fast, so whatever a backup once falls behind (a late start, a stolen
+/// slice of time) it stays behind: the lag would only ever grow up to the limit at which [`LagControl`] begins. A few per cent for a moment
+/// take it back.
+pub fn catch_up_per_mille(lag_ns: u64) -> u16 {
+    let over = lag_ns.clamp(CLOSE_NS, BEHIND_NS) - CLOSE_NS;
+    u16::try_from(over * CATCH_UP_PER_MILLE / (BEHIND_NS - CLOSE_NS)).expect("at most CATCH_UP_PER_MILLE")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +127,20 @@ mod tests {
             assert!(*high <= 150, "speed {speed}: still {high} ms after a minute");
             assert!(*worst <= 2500, "speed {speed}: {worst} ms on the way");
         }
+    }
+
+    #[test]
+    fn a_backup_catches_up_at_a_small_price() {
+        assert_eq!(catch_up_per_mille(0), 0);
+        assert_eq!(catch_up_per_mille(CLOSE_NS), 0);
+        assert_eq!(catch_up_per_mille(BEHIND_NS), 30);
+        assert_eq!(catch_up_per_mille(u64::MAX), 30);
+        // 80 ms behind a primary of the same speed, sampled every 20 ms.
+        let mut lag_ns = 80 * MS;
+        for _ in 0..250 {
+            lag_ns -= (20 * MS * u64::from(catch_up_per_mille(lag_ns)) / 1000).min(lag_ns);
+        }
+        assert!(lag_ns < 4 * MS, "{lag_ns} ns behind after 5 s");
     }
 
     #[test]

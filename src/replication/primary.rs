@@ -13,7 +13,7 @@
 //! refused in Unprotected: that is where state transfer will begin.
 
 use super::election::{Answer, Election, Outcome, Question};
-use super::lag::LagControl;
+use super::lag::{LagControl, catch_up_per_mille};
 use super::ledger::Ledger;
 use super::link::{Link, Phase};
 use super::message::{self, Goodbye, Hello, Message, Refusal, Role};
@@ -154,6 +154,8 @@ pub struct Primary {
     unexecuted: Ledger,
     lag: LagControl,
     lag_ns: u64,
+    /// The slow-down asked for last.
+    per_mille: u16,
     stalled: bool,
     ended: bool,
 }
@@ -177,6 +179,7 @@ impl Primary {
             unexecuted: Ledger::default(),
             lag: LagControl::new(settings.lag_limit_ns),
             lag_ns: 0,
+            per_mille: 0,
             stalled: false,
             ended: false,
         }
@@ -361,12 +364,16 @@ impl Primary {
         self.unexecuted.settle(executed_stamp);
         self.stall_or_resume(out);
         self.lag_ns = self.unexecuted.oldest().map_or(0, |stamp| now.saturating_sub(stamp));
-        let before = self.lag.per_mille();
-        let per_mille = self.lag.sample(now, self.lag_ns);
-        if per_mille != before {
+        let per_mille = self.lag.sample(now, self.lag_ns).max(catch_up_per_mille(self.lag_ns));
+        self.slow_down(per_mille, out);
+        self.finish_if_done(out);
+    }
+
+    fn slow_down(&mut self, per_mille: u16, out: &mut Vec<Action>) {
+        if per_mille != self.per_mille {
+            self.per_mille = per_mille;
             out.push(Action::SlowDown { per_mille });
         }
-        self.finish_if_done(out);
     }
 
     fn stall_or_resume(&mut self, out: &mut Vec<Action>) {
@@ -437,10 +444,8 @@ impl Primary {
         self.unexecuted.clear();
         self.lag_ns = 0;
         out.push(Action::Release { below: u64::MAX });
-        if self.lag.per_mille() != 0 {
-            out.push(Action::SlowDown { per_mille: 0 });
-        }
         self.lag.reset();
+        self.slow_down(0, out);
         self.stall_or_resume(out);
         self.finish_if_done(out);
     }
@@ -545,7 +550,7 @@ impl Primary {
 
     /// How much the guest is slowed down, per mille of its full speed.
     pub fn slow_down_per_mille(&self) -> u16 {
-        self.lag.per_mille()
+        self.per_mille
     }
 
     /// Bytes of the log not acknowledged.
