@@ -15,7 +15,14 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A process that is being forked holds every socket of this one for a moment, also those of a host that is
+/// being killed; so the tests take turns.
+fn my_turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn lockstep(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
@@ -87,6 +94,7 @@ impl Pair {
 
 #[test]
 fn a_pipe_carries_everything_once_over_failovers_and_ends_with_the_guest() {
+    let _turn = my_turn();
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let mut pair = Pair::start();
@@ -136,6 +144,7 @@ fn a_pipe_carries_everything_once_over_failovers_and_ends_with_the_guest() {
 
 #[test]
 fn a_pipe_may_leave_at_the_end_of_its_input_when_that_is_safe() {
+    let _turn = my_turn();
     let pair = Pair::start();
     let mut child = lockstep(&["console", &pair.addresses(), "--eof-quit", "--quiet"]).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"all of this").unwrap();
@@ -186,6 +195,7 @@ impl AtTerminal {
 
 #[test]
 fn at_a_terminal_the_escape_key_works_and_every_way_out_restores_it() {
+    let _turn = my_turn();
     let mut pair = Pair::start();
     let addresses = pair.addresses();
     let mut console = AtTerminal::open(&addresses);
@@ -213,6 +223,7 @@ fn at_a_terminal_the_escape_key_works_and_every_way_out_restores_it() {
 
 #[test]
 fn status_and_stop_ask_a_host() {
+    let _turn = my_turn();
     let host = Host::start("a");
     host.hub.go_live(1, Protection::Unprotected);
     host.hub.output(0, b"four");
@@ -228,6 +239,7 @@ fn status_and_stop_ask_a_host() {
 
 #[test]
 fn what_is_wrong_is_said_in_one_line() {
+    let _turn = my_turn();
     // A port on which nothing listens, one that is something else, and one of another version.
     let place = Place::new();
     let nobody = place.to_string();
