@@ -26,6 +26,7 @@ pub const APPS: &[App] = &[
     App { name: "compute", arguments: "[rounds] [sha256|sort|matrix]…", about: "pure computation with safepoints" },
     App { name: "idle", arguments: "", about: "sleeps for ever" },
     App { name: "transcript", arguments: "[tick]", about: "keeps an account of its input, line by line" },
+    App { name: "ticker", arguments: "[ticks] [busy]", about: "prints a line every so many ticks, for measurements" },
     App { name: "probe-crash", arguments: "triple|hlt|ud|loop|null|io|stack|panic", about: "ends badly" },
     App { name: "probe-irqoff", arguments: "[times]", about: "keeps interrupts off across many exits" },
     App { name: "probe-unclaimed", arguments: "", about: "reads and writes where nobody listens" },

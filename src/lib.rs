@@ -1,7 +1,26 @@
 //! lockstep: a virtual machine that survives the death of its host, by deterministic replay.
+//!
+//! The map of the house. What stands above must not look below it: the machine knows nothing of the log, the
+//! log nothing of the protocol, the protocol nothing of sockets.
+//!
+//! | room | what is in it |
+//! | --- | --- |
+//! | [`machine`] | the deterministic machine: vCPU, memory, boot, instants, digests, and the traits of its two doors. No clock, no socket, no thread |
+//! | [`devices`] | device models: register machines behind the doors |
+//! | [`log`] | entries, their bytes, frames, files |
+//! | [`doors`] | who stands at the machine's doors: the world, a log, or first the one and then the other |
+//! | [`replication`] | the fault-tolerance protocol as pure state machines |
+//! | [`arbiter`] | who may live: registers that only one side can win |
+//! | [`backends`] | the world: clock, timer, random numbers, scheduling |
+//! | [`console`] | the guest's console over the network, every byte once; status and control |
+//! | [`host`] | what joins machine, doors and protocol to threads, files and sockets |
+//! | [`guest`] | the built-in guest image (its sources are in `guest/`) |
+//! | [`mod@bench`] | the measurements of `lockstep bench` |
+//! | [`cli`] | one file per subcommand |
 
 pub mod arbiter;
 pub mod backends;
+pub mod bench;
 pub mod cli;
 pub mod console;
 pub mod devices;

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use lockstep::cli;
 
 fn main() -> ExitCode {
@@ -13,7 +12,11 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_target(false)
         .init();
-    match cli::run(cli::Cli::parse()) {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(end) => return end,
+    };
+    match cli::run(cli) {
         Ok(code) => code,
         Err(error) => {
             // One line: what could not be done, and why.

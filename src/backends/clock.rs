@@ -8,6 +8,18 @@ const CATCH_UP_NUMERATOR: u64 = 1;
 /// See [`CATCH_UP_NUMERATOR`].
 const CATCH_UP_DENOMINATOR: u64 = 2;
 
+/// The host's wall clock, nanoseconds since 1970 UTC; 0 on a host that is before it.
+pub fn wall_clock_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |elapsed| elapsed.as_nanos() as u64)
+}
+
+/// The host's clock for the protocol: nanoseconds since the host booted, the time it slept included. A host that slept must notice.
+pub fn boot_clock_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("Linux has this clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
 /// Pure arithmetic over host times that the caller passes in.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestClock {

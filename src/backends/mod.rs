@@ -2,5 +2,6 @@
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
 pub mod clock;
+pub mod entropy;
 pub mod priority;
 pub mod world;

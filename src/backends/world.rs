@@ -78,6 +78,12 @@ impl World {
         self.began.elapsed().as_nanos() as u64
     }
 
+    /// The guest boots now: its clock shows 0.
+    pub fn start_clock(&self) {
+        let now = self.now_ns();
+        *self.clock.lock().expect("no thread panics while it holds this lock") = GuestClock::starting_at(0, 0, now);
+    }
+
     /// The guest's clock now, nanoseconds since its boot.
     pub fn guest_ns(&self) -> u64 {
         self.clock.lock().expect("no thread panics while it holds this lock").read(self.now_ns())

@@ -30,7 +30,7 @@ const WORTH_A_WORD: Duration = Duration::from_millis(700);
 /// output to standard output. Ends with the guest, with the guest's exit code.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConsoleArgs {
-    /// Console port of the host, or of both hosts of a pair: HOST:PORT[,HOST:PORT]
+    /// Console port of the host, or of both hosts of a pair: HOST:PORT or HOST:PORT,HOST:PORT
     #[arg(value_name = "ADDR", required = true, value_delimiter = ',', value_parser = address)]
     pub addresses: Vec<String>,
     /// Where output begins: `start` (all that the host keeps), `now`, or the newest so many bytes

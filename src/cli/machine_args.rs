@@ -1,13 +1,13 @@
 //! Options that every subcommand shares which boots a guest.
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 
+use crate::backends::clock::wall_clock_ns;
 use crate::guest;
 use crate::machine::snapshot::Boot;
-use crate::machine::{boot, cpuid, vcpu};
+use crate::machine::{boot, cpuid, memory, vcpu};
 
 /// The guest and its machine.
 #[derive(Clone, Debug, clap::Args)]
@@ -43,14 +43,18 @@ impl MachineArgs {
                 boot::MAX_COMMAND_LINE
             );
         }
-        Ok(Boot {
+        let boot = Boot {
             name: self.name.clone(),
             memory_bytes: self.memory.saturating_mul(1 << 20),
             command_line,
-            boot_time_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+            boot_time_ns: wall_clock_ns(),
             cpuid: cpuid::template(&host),
             image,
-        })
+        };
+        let memory = memory::map(boot.memory_bytes)?;
+        // Tried here as well, where it is known which file the image comes from.
+        boot::load(&boot, &memory).with_context(|| format!("cannot boot {}", self.guest))?;
+        Ok(boot)
     }
 
     fn read_image(&self) -> anyhow::Result<Vec<u8>> {

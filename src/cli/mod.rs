@@ -1,7 +1,9 @@
 //! The command line: one file per subcommand.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
+pub mod bench;
 pub mod console;
+pub mod demo;
 pub mod interrupts;
 pub mod log;
 pub mod machine_args;
@@ -12,7 +14,10 @@ pub mod replay;
 pub mod status;
 pub mod stop;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
+
+use clap::Parser;
 
 use crate::machine::doors::EndReason;
 
@@ -40,6 +45,37 @@ enum Command {
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
     Stop(stop::StopArgs),
+    Bench(bench::BenchArgs),
+    Demo(demo::DemoArgs),
+}
+
+/// Exit status: the arguments make no sense.
+pub const USAGE: u8 = 2;
+
+/// Understands the arguments, or says in one line what is wrong with them. Help and version go to the standard output, as they are.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
+    Cli::try_parse_from(arguments).map_err(|error| {
+        if !error.use_stderr() {
+            // Nothing is left to be said on a standard output that takes nothing.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("lockstep: {}", in_one_line(&error.render().to_string()));
+        ExitCode::from(USAGE)
+    })
+}
+
+/// What clap says in paragraphs, of which the last ones are usage and a hint at `--help`.
+fn in_one_line(message: &str) -> String {
+    let paragraphs = message.trim_start_matches("error: ").split("\n\n");
+    let told: Vec<String> = paragraphs
+        .take_while(|paragraph| !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more information"))
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    let told = told.join("; ");
+    // Without a subcommand, clap's message is the whole help.
+    let told = if message.starts_with("error: ") { told } else { "a subcommand is needed".into() };
+    format!("{told} (see `lockstep --help`, or `lockstep SUBCOMMAND --help`)")
 }
 
 /// Carries out what was asked for.
@@ -54,6 +90,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
         Command::Stop(args) => stop::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Demo(args) => demo::run(args),
     }
 }
 

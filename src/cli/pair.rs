@@ -8,12 +8,12 @@ use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 
 use super::machine_args::MachineArgs;
-use crate::arbiter::{self, Arbiter};
+use crate::arbiter;
 use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
 use crate::host::board::Board;
-use crate::host::{Keeping, Outcome, backup, primary};
+use crate::host::{Keeping, Outcome, Site, backup, primary};
 use crate::machine::{cpuid, vcpu};
 use crate::replication::{Identity, Settings, StopReason};
 
@@ -86,16 +86,6 @@ pub struct BackupArgs {
     primary: String,
 }
 
-/// What both sides are made of.
-struct Side {
-    me: Identity,
-    hub: Arc<Hub>,
-    board: Arc<Board>,
-    arbiter: Arc<dyn Arbiter>,
-    keeping: Keeping,
-    control: TcpListener,
-}
-
 async fn listen(address: &str, option: &str, what: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
@@ -103,7 +93,8 @@ async fn listen(address: &str, option: &str, what: &str) -> anyhow::Result<TcpLi
 }
 
 impl PairArgs {
-    async fn side(&self, vm: &str, cpu: &cpuid::CpuKind) -> anyhow::Result<Side> {
+    /// Everything but the machine: the driver's site, and the console's listener.
+    async fn site(&self, vm: &str, cpu: &cpuid::CpuKind, settings: Settings) -> anyhow::Result<(Site, TcpListener)> {
         if !arbiter::is_name(vm) || vm.contains('/') {
             bail!("the VM's name must be 1 to {} bytes long, without `/`", arbiter::MAX_NAME);
         }
@@ -123,24 +114,29 @@ impl PairArgs {
             file: self.log.clone(),
             limit_bytes: self.log_limit.saturating_mul(1 << 20),
         };
-        Ok(Side { me, hub, board, arbiter: Arc::new(arbiter), keeping, control })
+        Ok((Site { me, settings, keeping, hub, board, arbiter: Arc::new(arbiter) }, control))
     }
 }
 
-impl Side {
-    /// Serves the console while `machine` runs, and until its clients have what was released.
-    async fn serve<T>(control: TcpListener, hub: Arc<Hub>, board: Arc<Board>, machine: impl Future<Output = T>) -> T {
-        let (over, stop) = tokio::sync::oneshot::channel::<()>();
-        let serve = tokio::spawn(server::serve(control, hub, board.clone(), async {
-            let _ = stop.await;
-        }));
-        let interrupts = tokio::spawn(super::interrupts::stop_on_signal(board));
-        let result = machine.await;
-        interrupts.abort();
-        drop(over);
-        let _ = serve.await;
-        result
-    }
+/// Serves the console while `machine` runs, and until its clients have what was released.
+///
+/// The machine's driver is a task of its own: waking the future that a runtime blocks on costs two system calls more.
+async fn serve<T: Send + 'static>(
+    control: TcpListener,
+    hub: Arc<Hub>,
+    board: Arc<Board>,
+    machine: impl Future<Output = T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let (over, stop) = tokio::sync::oneshot::channel::<()>();
+    let serve = tokio::spawn(server::serve(control, hub, board.clone(), async {
+        let _ = stop.await;
+    }));
+    let interrupts = tokio::spawn(super::interrupts::stop_on_signal(board));
+    let result = tokio::spawn(machine).await.context("the driver of the pair panicked");
+    interrupts.abort();
+    drop(over);
+    let _ = serve.await;
+    result
 }
 
 /// The exit status of a side whose machine has ended.
@@ -176,18 +172,19 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
         bail!("--timeout must be at least twice --heartbeat, and both above 0");
     }
     let boot = args.machine.boot()?;
-    runtime()?.block_on(async {
+    channel_runtime()?.block_on(async {
         let cpu = cpuid::CpuKind::of(&boot.cpuid);
-        let Side { me, hub, board, arbiter, keeping, control } = args.pair.side(&args.machine.name, &cpu).await?;
+        let (site, control) = args.pair.site(&args.machine.name, &cpu, settings).await?;
         let channel = listen(&args.channel, "--channel", "the backup").await?;
         eprintln!(
             "lockstep: primary of `{}`; logging channel {}, console {}",
-            me.vm(),
+            site.me.vm(),
             channel.local_addr()?,
             control.local_addr()?
         );
-        let machine = primary::run(me, settings, boot, keeping, channel, hub.clone(), board.clone(), arbiter);
-        let outcome = Side::serve(control, hub, board, machine).await?;
+        let (hub, board) = (site.hub.clone(), site.board.clone());
+        let machine = primary::run(site, boot, channel);
+        let outcome = serve(control, hub, board, machine).await??;
         say(&outcome);
         Ok(exit_status(&outcome))
     })
@@ -196,10 +193,17 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
 /// Runs the backup.
 pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
-    runtime()?.block_on(async {
-        let Side { me, hub, board, arbiter, keeping, control } = args.pair.side(&args.name, &cpu).await?;
-        let machine = backup::run(me, Settings::default(), args.primary, keeping, hub.clone(), board.clone(), arbiter);
-        let end = Side::serve(control, hub, board, machine).await?;
+    channel_runtime()?.block_on(async {
+        let (site, control) = args.pair.site(&args.name, &cpu, Settings::default()).await?;
+        eprintln!(
+            "lockstep: backup of `{}`; primary {}, console {}",
+            site.me.vm(),
+            args.primary,
+            control.local_addr()?
+        );
+        let (hub, board) = (site.hub.clone(), site.board.clone());
+        let machine = backup::run(site, args.primary);
+        let end = serve(control, hub, board, machine).await??;
         say(&end.outcome);
         if let (Some(_), Some(log)) = (&end.divergence, &end.log) {
             eprintln!("lockstep: the log is kept: lockstep replay {}", log.display());
@@ -209,10 +213,9 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The runtime of the thread that carries the channel, the console and the timers.
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+fn channel_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     if !prefer_this_thread() {
         tracing::debug!("no real-time priority for the channel thread (CAP_SYS_NICE)");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime)
+    super::remote::runtime()
 }

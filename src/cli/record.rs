@@ -12,6 +12,7 @@ use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
 use crate::doors::live::{Log, NoLog};
+use crate::guest;
 use crate::host::board::Board;
 use crate::host::file_log::FileLog;
 use crate::host::solo::{self, SoloEnd};
@@ -60,9 +61,15 @@ struct ConsoleChoice {
 
 /// `lockstep run`.
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    if args.machine.guest == "list" {
+        for app in guest::APPS {
+            println!("{:<48} {}", format!("{} {}", app.name, app.arguments), app.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let boot = args.machine.boot()?;
     let machine = Machine::new(&boot, Tracking::Off)?;
-    let end = with_console(machine, NoLog, u64::MAX, &args.machine.name, &args.console)?;
+    let end = with_console(machine, || Ok(NoLog), u64::MAX, &args.machine.name, &args.console)?;
     Ok(status(&end.reason))
 }
 
@@ -70,7 +77,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 pub fn record(args: RecordArgs) -> anyhow::Result<ExitCode> {
     let boot = args.machine.boot()?;
     let machine = Machine::new(&boot, Tracking::On)?;
-    let log = FileLog::new(LogWriter::create(&args.log, &boot)?);
+    let log = || Ok(FileLog::new(LogWriter::create(&args.log, &boot)?));
     let every = args.digest_interval.saturating_mul(1_000_000);
     let mut end = with_console(machine, log, every, &args.machine.name, &args.console)?;
     let entries = end.log.close()?;
@@ -84,18 +91,23 @@ fn status(reason: &Option<EndReason>) -> ExitCode {
 
 fn with_console<L: Log + Send + 'static>(
     machine: Machine,
-    log: L,
+    log: impl FnOnce() -> anyhow::Result<L>,
     digest_every_ns: u64,
     name: &str,
     choice: &ConsoleChoice,
 ) -> anyhow::Result<SoloEnd<L>> {
     prefer_this_thread();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let runtime = super::remote::runtime()?;
+    let end = runtime.block_on(async {
         let listener = TcpListener::bind(&choice.control)
             .await
             .with_context(|| format!("cannot listen on {}: choose another address with --control", choice.control))?;
         let address = listener.local_addr()?.to_string();
+        // Creating a log loses an older one of that name: not before all else that can fail has not.
+        let log = log()?;
+        if choice.detached {
+            eprintln!("lockstep: `{name}` runs detached; console {address}");
+        }
         let hub = Arc::new(Hub::new(name, "this host", HISTORY_BYTES));
         let board = Board::new(hub.clone(), name, "this host");
         let (over, stop) = tokio::sync::oneshot::channel::<()>();
@@ -121,5 +133,8 @@ fn with_console<L: Log + Send + 'static>(
             console.await.context("the console's task")??;
         }
         Ok(end?)
-    })
+    });
+    // A read of the terminal may still wait in the background.
+    runtime.shutdown_background();
+    end
 }

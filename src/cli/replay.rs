@@ -13,7 +13,7 @@ use crate::doors::Console;
 use crate::doors::replay::{ReplayDoor, Tally};
 use crate::host::file_log::{FileSource, Watch};
 use crate::host::vcpu_thread::VcpuThread;
-use crate::log::file::LogReader;
+use crate::log::file::{LogError, LogReader};
 use crate::machine::doors::{ConsoleInput, EndReason, Halt};
 use crate::machine::{Machine, Tracking};
 
@@ -73,7 +73,10 @@ impl Console for Screen {
 
 /// Replays the log in `path`; `progress` is told how many bytes of it were used, now and then.
 pub fn replay(path: &Path, show: bool, watch: Arc<Watch>, progress: impl Fn(u64)) -> anyhow::Result<Replayed> {
-    let reader = LogReader::open(path)?;
+    let reader = LogReader::open(path).map_err(|error| match error {
+        LogError::Open { .. } => anyhow::Error::new(error), // names the file itself
+        error => anyhow::Error::new(error).context(path.display().to_string()),
+    })?;
     let boot = reader.boot().clone();
     let mut machine = Machine::new(&boot, Tracking::On)?;
     let watched = watch.clone();
@@ -81,8 +84,12 @@ pub fn replay(path: &Path, show: bool, watch: Arc<Watch>, progress: impl Fn(u64)
         let mut door = ReplayDoor::new(FileSource::new(reader, watched), Arc::new(Screen { show }));
         let began = Instant::now();
         let result = machine.run(&mut door);
-        let complete = door.source_mut().reader().complete();
-        (result, door.tally(), complete, began.elapsed())
+        let took = began.elapsed();
+        let complete = match result {
+            Ok(_) | Err(Halt::EndOfLog(_)) => door.source_mut().finish(),
+            Err(_) => Ok(false),
+        };
+        (result, door.tally(), complete, took)
     })?;
     while !vcpu.finished() {
         progress(watch.offset.load(Relaxed));
@@ -97,6 +104,7 @@ pub fn replay(path: &Path, show: bool, watch: Arc<Watch>, progress: impl Fn(u64)
         Err(Halt::EndOfLog(_)) => None,
         Err(halt) => return Err(halt.into()),
     };
+    let complete = complete?;
     Ok(Replayed { tally, end, complete, took })
 }
 
@@ -170,7 +178,12 @@ fn report(args: &ReplayArgs, replayed: &Replayed) {
         took.as_secs_f64()
     );
     match end {
-        Some(reason) => println!("{reason}"),
+        Some(reason) => {
+            println!("{reason}");
+            if !complete {
+                println!("the log is incomplete: its writer did not close it");
+            }
+        }
         None if *complete => println!("the recording was ended before its guest"),
         None => println!("the log is incomplete: its writer did not close it"),
     }

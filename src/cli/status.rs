@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 /// Role, generation, peer, execution lag, log rate, outputs held, heartbeats, as the host sees them now.
 #[derive(Clone, Debug, clap::Args)]
 pub struct StatusArgs {
-    /// Console port of the host; several are shown one after the other: HOST:PORT[,HOST:PORT]
+    /// Console port of the host; several are shown one after the other: HOST:PORT or HOST:PORT,HOST:PORT
     #[arg(value_name = "ADDR", required = true, value_delimiter = ',', value_parser = address)]
     pub addresses: Vec<String>,
     /// Show it again and again

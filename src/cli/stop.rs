@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Stop a machine, on both hosts of a pair.
 #[derive(Clone, Debug, clap::Args)]
 pub struct StopArgs {
-    /// Console port of the host that runs it, or of both: HOST:PORT[,HOST:PORT]
+    /// Console port of the host that runs it, or of both: HOST:PORT or HOST:PORT,HOST:PORT
     #[arg(value_name = "ADDR", required = true, value_delimiter = ',', value_parser = address)]
     pub addresses: Vec<String>,
 }

@@ -1,5 +1,5 @@
 //! The console's client: output and input exactly once, whichever host the machine lives on. What it
-//! does inside stands in [`follow`](super::follow).
+//! does inside stands in `follow`.
 
 pub use super::dial::DialError;
 use super::follow::Core;

@@ -1,10 +1,11 @@
-//! Asking a host something, once: its status, or to stop the machine.
+//! Asking a host something: its status (once, or again and again), or to stop the machine.
 
 use super::dial::{DialError, open};
 use super::status::Status;
-use super::wire::{Answer, ClientMessage, Command, ServerMessage};
+use super::wire::{Answer, ClientMessage, Command, Reader, ServerMessage};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 /// Why a host did not answer.
@@ -30,13 +31,7 @@ pub enum RequestTrouble {
 
 /// The status of the host at `address`.
 pub async fn status(address: &str, patience: Duration) -> Result<Status, RequestError> {
-    let json = request(address, patience, ClientMessage::StatusRequest, |message| match message {
-        ServerMessage::Status(json) => Some(json.to_vec()),
-        _ => None,
-    })
-    .await;
-    let parse = |json: Vec<u8>| serde_json::from_slice(&json).map_err(RequestTrouble::Status);
-    json.map_err(RequestTrouble::Dial).and_then(parse).map_err(|why| RequestError { address: address.into(), why })
+    parse(request(address, patience, ClientMessage::StatusRequest, status_json).await, address)
 }
 
 /// Asks the host at `address` to stop the machine.
@@ -49,24 +44,70 @@ pub async fn stop(address: &str, patience: Duration) -> Result<Answer, RequestEr
     .map_err(|why| RequestError { address: address.into(), why: why.into() })
 }
 
+/// A connection on which a host is asked for its status again and again.
+pub struct Watch {
+    address: String,
+    reader: Reader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+    patience: Duration,
+}
+
+impl Watch {
+    /// Connects to the host at `address`.
+    pub async fn connect(address: &str, patience: Duration) -> Result<Self, RequestError> {
+        let (reader, writer) =
+            open(address, patience).await.map_err(|why| RequestError { address: address.into(), why: why.into() })?;
+        Ok(Watch { address: address.into(), reader, writer, patience })
+    }
+
+    /// The status now.
+    pub async fn status(&mut self) -> Result<Status, RequestError> {
+        let exchange = exchange(&mut self.reader, &mut self.writer, ClientMessage::StatusRequest, status_json);
+        let json = timeout(self.patience, exchange).await.map_err(|_| DialError::Silent).flatten();
+        parse(json, &self.address)
+    }
+}
+
+fn status_json(message: ServerMessage<'_>) -> Option<Vec<u8>> {
+    match message {
+        ServerMessage::Status(json) => Some(json.to_vec()),
+        _ => None,
+    }
+}
+
+fn parse(json: Result<Vec<u8>, DialError>, address: &str) -> Result<Status, RequestError> {
+    json.map_err(RequestTrouble::Dial)
+        .and_then(|json| serde_json::from_slice(&json).map_err(RequestTrouble::Status))
+        .map_err(|why| RequestError { address: address.into(), why })
+}
+
 async fn request<T>(
     address: &str,
     patience: Duration,
     message: ClientMessage<'_>,
     answer: impl Fn(ServerMessage<'_>) -> Option<T>,
 ) -> Result<T, DialError> {
-    let exchange = async {
+    let all = async {
         let (mut reader, mut writer) = open(address, patience).await?;
-        let mut out = Vec::new();
-        message.encode(&mut out);
-        writer.write_all(&out).await?;
-        loop {
-            match reader.server_message().await?.ok_or(DialError::Closed)? {
-                ServerMessage::KeepAlive => {}
-                ServerMessage::Refused(refusal) => return Err(DialError::Refused(refusal)),
-                message => return answer(message).ok_or(DialError::NotLockstep),
-            }
-        }
+        exchange(&mut reader, &mut writer, message, answer).await
     };
-    timeout(patience, exchange).await.map_err(|_| DialError::Silent)?
+    timeout(patience, all).await.map_err(|_| DialError::Silent)?
+}
+
+async fn exchange<T>(
+    reader: &mut Reader<OwnedReadHalf>,
+    writer: &mut OwnedWriteHalf,
+    message: ClientMessage<'_>,
+    answer: impl Fn(ServerMessage<'_>) -> Option<T>,
+) -> Result<T, DialError> {
+    let mut out = Vec::new();
+    message.encode(&mut out);
+    writer.write_all(&out).await?;
+    loop {
+        match reader.server_message().await?.ok_or(DialError::Closed)? {
+            ServerMessage::KeepAlive => {}
+            ServerMessage::Refused(refusal) => return Err(DialError::Refused(refusal)),
+            message => return answer(message).ok_or(DialError::NotLockstep),
+        }
+    }
 }

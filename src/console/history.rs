@@ -9,6 +9,7 @@
 //! The positions are part of the guest's execution: a backup that replays the log has the same
 //! bytes at the same positions, so a client goes on elsewhere from the position it has reached.
 
+use crate::replication::held::HeldOutputs;
 use std::collections::VecDeque;
 
 /// The console output stream of one machine.
@@ -20,8 +21,8 @@ pub struct History {
     capacity: usize,
     /// Invariant: `start <= released <= produced`.
     released: u64,
-    /// Outputs not yet released: log entry, and the position behind the output. Both ascend.
-    held: VecDeque<(u64, u64)>,
+    /// The output rule: outputs not yet released, each as the position behind it.
+    held: HeldOutputs<u64>,
     /// Outputs of entries below this number may leave.
     below_entry: u64,
 }
@@ -45,7 +46,7 @@ impl History {
 
     /// An empty stream that keeps the newest `capacity` bytes (and all that is held, if that is more).
     pub fn new(capacity: usize) -> Self {
-        History { ring: VecDeque::new(), start: 0, capacity, released: 0, held: VecDeque::new(), below_entry: 0 }
+        History { ring: VecDeque::new(), start: 0, capacity, released: 0, held: HeldOutputs::default(), below_entry: 0 }
     }
 
     /// Position behind the last byte the machine has made.
@@ -72,39 +73,26 @@ impl History {
     /// Adds the output that log entry `entry` stands for.
     ///
     /// # Panics
-    /// When `entry` is below the last held one: outputs come in log order.
+    /// When `entry` is not above the last held one: outputs come in log order.
     pub fn append(&mut self, entry: u64, bytes: &[u8]) {
-        assert!(self.held.back().is_none_or(|&(last, _)| last <= entry), "outputs come in log order");
         self.ring.extend(bytes);
-        if entry < self.below_entry && self.held.is_empty() {
-            self.released = self.produced();
-        } else {
-            self.held.push_back((entry, self.produced()));
-        }
-        self.forget_old();
+        self.held.push(entry, self.produced());
+        self.let_go();
     }
 
     /// Outputs of entries below `below_entry` may leave; never takes anything back. True if that
     /// let anything go.
     pub fn release(&mut self, below_entry: u64) -> bool {
         self.below_entry = self.below_entry.max(below_entry);
-        let before = self.released;
-        while let Some(&(entry, end)) = self.held.front()
-            && entry < self.below_entry
-        {
-            self.released = end;
-            self.held.pop_front();
-        }
-        self.forget_old();
-        self.released > before
+        self.held.release(self.below_entry);
+        self.let_go()
     }
 
     /// Everything made so far may leave; what comes later is held as before.
     pub fn release_all(&mut self) -> bool {
-        let moved = self.released < self.produced();
-        self.held.clear();
-        self.released = self.produced();
-        self.forget_old();
+        self.held.release(u64::MAX);
+        let moved = self.let_go();
+        self.held.release(self.below_entry);
         moved
     }
 
@@ -112,6 +100,17 @@ impl History {
     /// that have been released.
     pub fn hold_from(&mut self, entry: u64) {
         self.below_entry = entry;
+        self.held.release(entry);
+    }
+
+    /// Moves the watermark to the end of the last output that may leave. True if it moved.
+    fn let_go(&mut self) -> bool {
+        let before = self.released;
+        while let Some((_, end)) = self.held.pop() {
+            self.released = end;
+        }
+        self.forget_old();
+        self.released > before
     }
 
     /// Appends up to `max` released bytes from position `from` on to `buffer`.

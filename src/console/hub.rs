@@ -6,6 +6,7 @@
 //! may be something to send) and `room` (the guest took input). One lock, held for a copy at most, and never
 //! while calling anything outside; nobody is woken by an output that is held.
 
+use super::held_times::HeldTimes;
 use super::history::{History, Read};
 use super::input::{InputError, InputTable};
 use super::status::{ConsoleStatus, Role};
@@ -47,6 +48,9 @@ struct Inner {
     role: Role,
     peer: Option<String>,
     history: History,
+    held_times: HeldTimes,
+    /// Where the output of this host's own live machine begins in the stream.
+    live_from_byte: u64,
     input: InputTable,
     /// The guest's end, and the entry number it waits for.
     ended: Option<(u64, Ended)>,
@@ -107,6 +111,8 @@ impl Hub {
                 role: Role::Backup,
                 peer: None,
                 history: History::new(history_bytes),
+                held_times: HeldTimes::default(),
+                live_from_byte: 0,
                 input: InputTable::default(),
                 ended: None,
                 below_entry: 0,
@@ -131,6 +137,9 @@ impl Hub {
         inner.entries = entry + 1;
         inner.history.append(entry, bytes);
         let (held, moved) = (inner.history.held_bytes(), inner.history.released() > before);
+        if held > 0 {
+            inner.held_times.hold(entry, now());
+        }
         drop(inner);
         if moved {
             self.changed.notify_waiters();
@@ -202,6 +211,7 @@ impl Hub {
         let ended = inner.ended.as_ref().is_some_and(|&(entry, _)| entry < below_entry && entry >= inner.below_entry);
         inner.below_entry = inner.below_entry.max(below_entry);
         let moved = inner.history.release(below_entry) | inner.input.safe(below_entry) | ended;
+        inner.held_times.release(below_entry, now);
         drop(inner);
         if moved {
             self.changed.notify_waiters();
@@ -215,6 +225,7 @@ impl Hub {
         inner.input.drop_queued();
         self.publish_waiting(&inner);
         inner.live = Some(generation);
+        inner.live_from_byte = inner.history.produced();
         inner.protect(protection);
         inner.seats.clear();
         drop(inner);
@@ -267,6 +278,8 @@ impl Hub {
             outputs_held: inner.history.held_outputs() as u64,
             clients: inner.seats.len() as u32,
             input_queued_bytes: inner.input.waiting_bytes() as u64,
+            live_from_byte: inner.live.map(|_| inner.live_from_byte),
+            output_delay_ns: inner.held_times.quantiles(),
         }
     }
 
@@ -386,9 +399,15 @@ impl Hub {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "measures how long outputs are held; nothing is decided by it")]
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 impl Inner {
     fn protect(&mut self, protection: Protection) {
         self.on_hold = false;
+        self.held_times.forget();
         match protection {
             Protection::Unprotected => {
                 self.below_entry = u64::MAX;

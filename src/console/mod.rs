@@ -16,6 +16,7 @@ pub mod client;
 pub mod control;
 mod dial;
 mod follow;
+pub mod held_times;
 pub mod history;
 pub mod hub;
 pub mod input;
@@ -23,5 +24,4 @@ pub mod server;
 pub mod session;
 pub mod status;
 pub mod terminal;
-
 pub mod wire;

@@ -1,5 +1,6 @@
 //! What a host says about its machine: the answer to `lockstep status`.
 
+use super::held_times::Quantiles;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -77,6 +78,11 @@ pub struct ConsoleStatus {
     pub clients: u32,
     /// Keyboard bytes queued on this host and not yet in the log.
     pub input_queued_bytes: u64,
+    /// Position of the first byte that this host's own live machine wrote (rather than the replay before it); `None` while
+    /// it is not live.
+    pub live_from_byte: Option<u64>,
+    /// How long outputs were held, from their production to their release by an acknowledgement, in nanoseconds.
+    pub output_delay_ns: Quantiles,
 }
 
 /// Everything a host says about its machine. Fields that a role has no value for are `None`.
@@ -101,6 +107,12 @@ pub struct Status {
     pub execution_lag_entries: Option<u64>,
     /// Log bytes made or received in the last second.
     pub log_bytes_per_s: u64,
+    /// Log bytes made or received so far.
+    pub log_bytes: u64,
+    /// Bytes sent on the logging channel so far, with frames, heartbeats and all.
+    pub channel_sent_bytes: u64,
+    /// Bytes received on it.
+    pub channel_received_bytes: u64,
     /// Log entries so far.
     pub entries: u64,
     /// Log entries the backup has acknowledged.

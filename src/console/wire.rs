@@ -1,6 +1,6 @@
 //! The messages of the console port, and reading them off a stream.
 //!
-//! A client sends [`ClientMessage`]s, a server [`ServerMessage`]s, each in one [frame](crate::log::frame). Console bytes
+//! A client sends [`ClientMessage`]s, a server [`ServerMessage`]s, each in one [`frame`]. Console bytes
 //! travel raw, with their position or offset in the frame's number; the rest is bincode, bounded and
 //! without trailing bytes.
 

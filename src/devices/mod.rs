@@ -29,7 +29,7 @@ pub struct Devices {
 }
 
 /// Version of [`DevicesState`]; part of what is digested.
-const STATE_VERSION: u32 = 1;
+const STATE_VERSION: u32 = 2;
 
 /// The state of all devices, for digests (and, with state transfer, for snapshots).
 #[derive(Debug, PartialEq, Eq, Encode, Decode)]

@@ -20,6 +20,11 @@ impl Pv {
         Pv { safepoint_page: 0, boot_time_ns }
     }
 
+    /// Sets the wall clock at boot.
+    pub fn set_boot_time(&mut self, boot_time_ns: u64) {
+        self.boot_time_ns = boot_time_ns;
+    }
+
     /// Reads at `offset` into `data`. Anything but a whole register reads as all ones.
     pub fn read(&self, at: Instant, offset: u64, data: &mut [u8], door: &mut impl Inputs) -> Result<(), Halt> {
         data.fill(0xff);

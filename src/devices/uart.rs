@@ -28,7 +28,12 @@ pub struct UartState {
     registers: [u8; 9],
     /// Received bytes not read yet, at most 64.
     received: Vec<u8>,
+    /// Transmitted bytes that wait to go out together.
+    transmitted: Vec<u8>,
 }
+
+/// Bytes that a 16550's transmitter takes at a time.
+const TRANSMIT_FIFO: usize = 16;
 
 /// A 16550 whose transmitter is always empty.
 pub struct Uart {
@@ -79,32 +84,27 @@ impl Uart {
         self.serial.writer_mut()
     }
 
+    /// Whether what was transmitted shall go out now: a whole line, or as much as a guest writes without asking for room.
+    pub fn transmitted_enough(&self) -> bool {
+        let bytes = self.serial.writer();
+        bytes.len() >= TRANSMIT_FIFO || bytes.last() == Some(&b'\n')
+    }
+
     /// The state, for snapshots and digests.
     pub fn state(&self) -> UartState {
-        let SerialState {
-            baud_divisor_low,
-            baud_divisor_high,
-            interrupt_enable,
-            interrupt_identification,
-            line_control,
-            line_status,
-            modem_control,
-            modem_status,
-            scratch,
-            in_buffer,
-        } = self.serial.state();
+        let s: SerialState = self.serial.state();
         let registers = [
-            baud_divisor_low,
-            baud_divisor_high,
-            interrupt_enable,
-            interrupt_identification,
-            line_control,
-            line_status,
-            modem_control,
-            modem_status,
-            scratch,
+            s.baud_divisor_low,
+            s.baud_divisor_high,
+            s.interrupt_enable,
+            s.interrupt_identification,
+            s.line_control,
+            s.line_status,
+            s.modem_control,
+            s.modem_status,
+            s.scratch,
         ];
-        UartState { registers, received: in_buffer }
+        UartState { registers, received: s.in_buffer, transmitted: self.serial.writer().clone() }
     }
 }
 
@@ -131,5 +131,18 @@ mod tests {
         uart.write(0, b'a');
         uart.write(0, b'b');
         assert_eq!(std::mem::take(uart.transmitted()), b"ab");
+    }
+
+    #[test]
+    fn a_line_or_a_full_fifo_goes_out_at_once() {
+        let mut uart = Uart::default();
+        assert!(!uart.transmitted_enough());
+        uart.write(0, b'a');
+        assert!(!uart.transmitted_enough());
+        uart.write(0, b'\n');
+        assert!(uart.transmitted_enough());
+        uart.transmitted().clear();
+        (0..TRANSMIT_FIFO).for_each(|_| uart.write(0, b'a'));
+        assert!(uart.transmitted_enough());
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::Console;
+use crate::backends::entropy;
 use crate::backends::world::World;
 use crate::log::entry::{Body, Entry, output_check};
 use crate::machine::digest::Digest;
@@ -73,7 +74,7 @@ impl<L: Log> Inputs for LiveDoor<L> {
     }
 
     fn entropy(&mut self, at: Instant) -> Result<u64, Halt> {
-        let value = getrandom::u64().map_err(|e| Halt::Failed { what: "get random numbers", source: Box::new(e) })?;
+        let value = entropy::random().map_err(|e| Halt::Failed { what: "get random numbers", source: Box::new(e) })?;
         self.log(at, Body::Entropy(value))?;
         Ok(value)
     }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::board::{Board, Rate};
 use super::channel::{ChannelError, Connection, Received, arrived};
@@ -18,8 +17,8 @@ use super::keeper::Keeper;
 use super::outgoing::{Batch, Outgoing, OutgoingLog};
 use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
-use super::{HostError, Keeping, Outcome, system};
-use crate::arbiter::Arbiter;
+use super::{HostError, Keeping, Outcome, Site, system};
+use crate::backends::clock::boot_clock_ns;
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
 use crate::console::hub::{Hub, Protection};
@@ -33,13 +32,15 @@ use crate::log::entry::Entry;
 use crate::log::stream::EntryStream;
 use crate::machine::divergence::Divergence;
 use crate::machine::doors::{EndReason, Halt};
-use crate::machine::safepoint::Safepoints;
 use crate::machine::snapshot::Boot;
 use crate::machine::{Machine, Tracking};
+use crate::replication::StopReason;
 use crate::replication::backup::{Action, Backup, Input, State};
 use crate::replication::election::Answer;
 use crate::replication::message::Message;
-use crate::replication::{Identity, Settings, StopReason};
+
+/// How long a backup whose guest has ended keeps the guest's last words for clients that come from a dead primary.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What the vCPU thread says.
 enum FromVcpu {
@@ -52,6 +53,7 @@ enum Wake {
     Connected(std::io::Result<TcpStream>),
     Arrived(Result<(), ChannelError>),
     Time,
+    Refresh,
     Answer(Answer),
     Vcpu(FromVcpu),
     Logged,
@@ -61,7 +63,6 @@ enum Wake {
 /// The machine that replays, and later lives.
 struct Replica {
     incoming: Arc<Incoming>,
-    safepoints: Safepoints,
     stream: EntryStream,
     thread: VcpuThread<()>,
     vcpu: mpsc::UnboundedReceiver<FromVcpu>,
@@ -96,7 +97,6 @@ type Connecting = Pin<Box<dyn Future<Output = std::io::Result<TcpStream>> + Send
 struct Driver {
     protocol: Backup,
     actions: Vec<Action>,
-    began: Instant,
     primary: String,
     connecting: Option<Connecting>,
     connection: Option<Connection>,
@@ -128,19 +128,11 @@ pub struct BackupEnd {
 }
 
 /// Runs a backup of the machine whose primary listens at `primary`, until it is over: here, or there.
-pub async fn run(
-    me: Identity,
-    settings: Settings,
-    primary: String,
-    keeping: Keeping,
-    hub: Arc<Hub>,
-    board: Arc<Board>,
-    arbiter: Arc<dyn Arbiter>,
-) -> Result<BackupEnd, HostError> {
+pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
+    let Site { me, settings, keeping, hub, board, arbiter } = site;
     let mut driver = Driver {
         protocol: Backup::new(me.clone(), settings),
         actions: Vec::with_capacity(16),
-        began: Instant::now(),
         primary,
         connecting: None,
         connection: None,
@@ -194,19 +186,14 @@ async fn connected(connecting: &mut Option<Connecting>) -> std::io::Result<TcpSt
 
 impl Driver {
     async fn drive(&mut self) -> Result<(), HostError> {
+        let mut refresh = super::board::refresh();
         self.feed(Input::Start)?;
         while self.stopped.is_none() {
-            let deadline = self.protocol.next_deadline().map(|ns| self.began + Duration::from_nanos(ns));
-            let time = async {
-                match deadline {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    // Nothing is due; the board is kept fresh all the same.
-                    None => tokio::time::sleep(Duration::from_millis(50)).await,
-                }
-            };
+            let time = super::due(self.protocol.next_deadline());
             let outgoing = self.replica.as_ref().and_then(|r| r.live.get()).map(|(_, outgoing)| outgoing.clone());
             let wake = tokio::select! {
                 biased;
+                _ = refresh.tick() => Wake::Refresh,
                 result = arrived(&mut self.connection) => Wake::Arrived(result),
                 said = from_vcpu(&mut self.replica) => Wake::Vcpu(said),
                 answer = self.referee.answer() => Wake::Answer(answer),
@@ -216,6 +203,7 @@ impl Driver {
                 () = self.board.stop_requested() => Wake::StopRequested,
             };
             match wake {
+                Wake::Refresh => self.report(),
                 Wake::Connected(Ok(stream)) => self.on_connected(stream)?,
                 Wake::Connected(Err(error)) => {
                     tracing::debug!(%error, primary = self.primary, "no connection to the primary yet");
@@ -225,7 +213,6 @@ impl Driver {
                 Wake::Time => {
                     self.tell_executed()?;
                     self.feed(Input::Tick)?;
-                    self.report();
                 }
                 Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
                 Wake::Vcpu(FromVcpu::WentLive) => {
@@ -240,15 +227,11 @@ impl Driver {
         Ok(())
     }
 
-    fn now(&self) -> u64 {
-        self.began.elapsed().as_nanos() as u64
-    }
-
     /// Tells the protocol, and does what it says.
     fn feed(&mut self, input: Input) -> Result<(), HostError> {
         let mut next = Some(input);
         while let Some(input) = next.take() {
-            let now = self.now();
+            let now = boot_clock_ns();
             let mut actions = std::mem::take(&mut self.actions);
             self.protocol.on(now, input, &mut actions);
             for action in actions.drain(..) {
@@ -340,6 +323,7 @@ impl Driver {
     fn load(&mut self, boot: &Boot) -> Result<(), HostError> {
         let mut machine = Machine::new(boot, Tracking::On)?;
         let safepoints = machine.safepoints();
+        self.board.watch(safepoints.clone());
         let incoming = Incoming::new(safepoints.clone());
         let keeper = self
             .keeping
@@ -355,11 +339,13 @@ impl Driver {
         let go_live = {
             let (say, live, encoder) = (say.clone(), live.clone(), encoder.clone());
             let (hub, clock, safepoints) = (self.hub.clone(), self.clock.clone(), safepoints.clone());
-            let (began, digest_every_ns) = (self.began, self.keeping.digest_every_ns);
+            let digest_every_ns = self.keeping.digest_every_ns;
             move |replay: ReplayDoor<IncomingSource>, _| {
                 let encoder = encoder.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-                let shown_ns = replay.tally().clock_ns;
-                let world = World::new(safepoints, shown_ns, clock.due(began.elapsed().as_nanos() as u64));
+                // What the guest has read bounds its clock from below; a guest that has not looked lately may find it
+                // as late as its primary said it was. The rest, the time that the failover took, it catches up with.
+                let shown_ns = replay.tally().clock_ns.max(clock.guest_ns.load(SeqCst));
+                let world = World::new(safepoints, shown_ns, clock.due(boot_clock_ns()));
                 let entries = encoder.entries();
                 let outgoing = Outgoing::new(encoder, entries);
                 let wake = world.clone();
@@ -379,7 +365,7 @@ impl Driver {
         })
         .map_err(system("start the vCPU thread"))?;
         let stream = EntryStream::new();
-        self.replica = Some(Replica { incoming, safepoints, stream, thread, vcpu, live, encoder, keeper, ended: None });
+        self.replica = Some(Replica { incoming, stream, thread, vcpu, live, encoder, keeper, ended: None });
         Ok(())
     }
 
@@ -426,7 +412,7 @@ impl Driver {
         match &received.message {
             Message::Boot => self.boot.clone_from(&received.bulk),
             Message::Heartbeat { guest_clock_ns, .. } => {
-                self.clock.heard_ns.store(self.now(), SeqCst);
+                self.clock.heard_ns.store(boot_clock_ns(), SeqCst);
                 self.clock.guest_ns.store(*guest_clock_ns, SeqCst);
             }
             Message::Entries { first, count, .. } => {
@@ -481,9 +467,10 @@ impl Driver {
     }
 
     fn report(&mut self) {
-        let now = self.now();
+        let now = boot_clock_ns();
         let rate = self.rate.per_second();
         let (protocol, replica) = (&self.protocol, &self.replica);
+        let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         self.board.update(|status| {
             status.state = protocol.state().name().into();
             status.role = match protocol.state() {
@@ -506,9 +493,9 @@ impl Driver {
                 Some(_) => GuestState::Running,
                 None => GuestState::Starting,
             };
-            if let Some(replica) = replica {
-                status.instant_exits = replica.safepoints.exits();
-                status.instant_polls = replica.safepoints.count();
+            status.log_bytes = log_bytes;
+            if let Some(traffic) = traffic {
+                (status.channel_sent_bytes, status.channel_received_bytes) = (traffic.sent, traffic.received);
             }
         });
     }
@@ -517,18 +504,24 @@ impl Driver {
     fn drop_replica(&mut self) {
         if let Some(replica) = self.replica.take() {
             replica.incoming.abandon();
-            tokio::spawn(async move {
-                let mut vcpu = replica.vcpu;
-                super::vcpu_thread::stop(Some(replica.thread), &mut vcpu).await;
-            });
+            tokio::spawn(super::vcpu_thread::stop(Some(replica.thread)));
         }
     }
 
     async fn finish(mut self, result: Result<(), HostError>) -> Result<BackupEnd, HostError> {
-        let ended = matches!(self.stopped, Some(StopReason::Ended));
-        if !ended {
-            self.hub.not_live(Role::Retired);
-            self.board.set_live(false);
+        match (&self.stopped, &self.replica) {
+            (Some(StopReason::Ended), Some(Replica { ended: Some(reason), live, .. })) => {
+                if live.get().is_none() {
+                    // All it said may leave. A client whose primary dies at this very moment finds the rest, and the end, here.
+                    self.hub.ended(self.protocol.received().saturating_sub(1), reason);
+                    self.hub.go_live(self.protocol.generation(), Protection::Unprotected);
+                    tokio::time::sleep(LAST_WORDS).await;
+                }
+            }
+            _ => {
+                self.hub.not_live(Role::Retired);
+                self.board.set_live(false);
+            }
         }
         self.report();
         let mut log = None;
@@ -540,7 +533,7 @@ impl Driver {
                 world.abandon();
                 world.end();
             }
-            super::vcpu_thread::stop(Some(replica.thread), &mut replica.vcpu).await;
+            super::vcpu_thread::stop(Some(replica.thread)).await;
             reason = replica.ended;
             if let Some(keeper) = replica.keeper.take() {
                 let path = keeper.path().to_owned();

@@ -9,11 +9,14 @@ use tokio::sync::Notify;
 use crate::console::hub::Hub;
 use crate::console::server::{ControlError, ControlHandler, Who};
 use crate::console::status::{GuestState, Status};
+use crate::machine::safepoint::Safepoints;
 
 /// The status of this host, and the operator's wish to stop.
 pub struct Board {
     hub: Arc<Hub>,
     status: Mutex<Status>,
+    /// Of the machine, once there is one: where it stands is asked of itself.
+    safepoints: Mutex<Option<Safepoints>>,
     began: Instant,
     stop: Notify,
     live: AtomicBool,
@@ -26,6 +29,7 @@ impl Board {
         Arc::new(Board {
             hub,
             status: Mutex::new(status),
+            safepoints: Mutex::new(None),
             began: Instant::now(),
             stop: Notify::new(),
             live: AtomicBool::new(false),
@@ -35,6 +39,11 @@ impl Board {
     /// Changes what is said.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The machine whose instant is shown.
+    pub fn watch(&self, safepoints: Safepoints) {
+        *self.safepoints.lock().unwrap_or_else(PoisonError::into_inner) = Some(safepoints);
     }
 
     /// Whether this host runs the machine, so that a request to stop it is for this host.
@@ -56,6 +65,9 @@ impl Board {
 impl ControlHandler for Board {
     fn status(&self) -> Status {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(safepoints) = &*self.safepoints.lock().unwrap_or_else(PoisonError::into_inner) {
+            (status.instant_exits, status.instant_polls) = (safepoints.exits(), safepoints.count());
+        }
         status.console = self.hub.console_status();
         status.outputs_held = status.console.outputs_held;
         status.uptime_ms = self.began.elapsed().as_millis() as u64;
@@ -76,17 +88,26 @@ impl ControlHandler for Board {
     }
 }
 
+/// When the board is to be filled anew. A timer of its own: what else happens comes too seldom in an idle machine, and in a
+/// busy one too often for a pause in it.
+pub fn refresh() -> tokio::time::Interval {
+    let mut refresh = tokio::time::interval(std::time::Duration::from_millis(20));
+    refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    refresh
+}
+
 /// Bytes per second of a growing count, measured over about a second.
 #[derive(Debug)]
 pub struct Rate {
     began: Instant,
     bytes: u64,
     per_second: u64,
+    total: u64,
 }
 
 impl Default for Rate {
     fn default() -> Self {
-        Rate { began: Instant::now(), bytes: 0, per_second: 0 }
+        Rate { began: Instant::now(), bytes: 0, per_second: 0, total: 0 }
     }
 }
 
@@ -94,6 +115,12 @@ impl Rate {
     /// Counts `bytes` more.
     pub fn add(&mut self, bytes: u64) {
         self.bytes += bytes;
+        self.total += bytes;
+    }
+
+    /// All that was counted.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     /// The rate of the last whole second.

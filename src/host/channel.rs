@@ -44,11 +44,23 @@ pub struct Received {
 /// One connection.
 pub struct Connection {
     stream: TcpStream,
+    /// Room for what arrives. Kept at its length: clearing it anew for every read costs more than the read.
     inbox: Vec<u8>,
-    /// Bytes at the front of the inbox that were dealt with.
+    /// Bytes at the front of the inbox that were dealt with, and that have arrived; `used <= filled`.
     used: usize,
+    filled: usize,
     outbox: Vec<u8>,
     payload: Vec<u8>,
+    traffic: Traffic,
+}
+
+/// Bytes that a connection has carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// To the peer.
+    pub sent: u64,
+    /// From the peer.
+    pub received: u64,
 }
 
 fn frame_kind(kind: Kind) -> FrameKind {
@@ -70,7 +82,15 @@ impl Connection {
     /// Takes over a connected stream.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         secure(&stream)?;
-        Ok(Connection { stream, inbox: Vec::new(), used: 0, outbox: Vec::new(), payload: Vec::new() })
+        Ok(Connection {
+            stream,
+            inbox: Vec::new(),
+            used: 0,
+            filled: 0,
+            outbox: Vec::new(),
+            payload: Vec::new(),
+            traffic: Traffic::default(),
+        })
     }
 
     /// Sends a message with its bulk, as far as the socket takes it.
@@ -93,12 +113,18 @@ impl Connection {
             }
         }
         self.outbox.drain(..sent);
+        self.traffic.sent += sent as u64;
         Ok(())
     }
 
     /// Bytes that wait for the socket.
     pub fn waiting(&self) -> usize {
         self.outbox.len()
+    }
+
+    /// What it has carried.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// Waits until something has arrived and reads what there is; sends what waits meanwhile.
@@ -118,11 +144,15 @@ impl Connection {
 
     /// Reads what is there. False: nothing was.
     fn read(&mut self) -> Result<bool, ChannelError> {
-        self.inbox.drain(..std::mem::take(&mut self.used));
-        let before = self.inbox.len();
-        self.inbox.resize(before + READ_BYTES, 0);
-        let result = self.stream.try_read(&mut self.inbox[before..]);
-        self.inbox.truncate(before + *result.as_ref().unwrap_or(&0));
+        self.inbox.copy_within(self.used..self.filled, 0);
+        self.filled -= std::mem::take(&mut self.used);
+        if self.inbox.len() < self.filled + READ_BYTES {
+            self.inbox.resize(self.filled + READ_BYTES, 0);
+        }
+        let result = self.stream.try_read(&mut self.inbox[self.filled..]);
+        let read = *result.as_ref().unwrap_or(&0);
+        self.filled += read;
+        self.traffic.received += read as u64;
         match result {
             Ok(0) => Err(ChannelError::Closed),
             Ok(_) => Ok(true),
@@ -133,7 +163,7 @@ impl Connection {
 
     /// The next whole message that has arrived.
     pub fn next_message(&mut self) -> Result<Option<Received>, ChannelError> {
-        let Some((frame, length)) = frame::parse(&self.inbox[self.used..])? else { return Ok(None) };
+        let Some((frame, length)) = frame::parse(&self.inbox[self.used..self.filled])? else { return Ok(None) };
         let kind =
             Kind::ALL.into_iter().find(|kind| frame_kind(*kind) == frame.kind).ok_or(ChannelError::Kind(frame.kind))?;
         let (message, bulk) = Message::decode(Head { kind, number: frame.number, count: frame.count }, frame.payload)?;

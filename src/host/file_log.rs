@@ -73,9 +73,11 @@ impl<R: Read> FileSource<R> {
         FileSource { reader, next: None, taken: 0, watch }
     }
 
-    /// The reader.
-    pub fn reader(&self) -> &LogReader<R> {
-        &self.reader
+    /// After the machine has ended: reads to the end of the log, and says whether its writer closed it. A machine
+    /// asks for nothing behind the entry of its own end, so only now is seen what comes there.
+    pub fn finish(&mut self) -> Result<bool, LogError> {
+        while self.reader.next_entry()?.is_some() {}
+        Ok(self.reader.complete())
     }
 }
 

@@ -78,11 +78,8 @@ impl Incoming {
     /// Channel: these entries have come, sent at `stamp`.
     pub fn push(&self, entries: impl IntoIterator<Item = Entry>, stamp: u64) {
         let mut state = self.state();
-        let before = state.next;
         for entry in entries {
-            if state.next == before {
-                self.extend_run(&state, entry.at);
-            }
+            self.extend_run(&state, entry.at);
             state.entries.push_back(entry);
             state.next += 1;
         }
@@ -105,9 +102,10 @@ impl Incoming {
         self.more.notify_all();
     }
 
-    /// While the guest runs towards an old horizon: it may go on to `at`, which is later.
+    /// While the guest runs towards an old horizon: it may go on to `at`, which is later. Not past an entry that it has yet to
+    /// find here, whatever comes after that.
     fn extend_run(&self, state: &State, at: Instant) {
-        if let Some(exits) = state.running_at {
+        if let (Some(exits), true) = (state.running_at, state.entries.is_empty()) {
             self.safepoints.set_limit(if at.exits == exits { at.polls } else { NO_LIMIT });
         }
     }
@@ -225,5 +223,58 @@ impl Source for IncomingSource {
 
     fn abandoned(&self) -> bool {
         self.incoming.state().ending == Ending::Abandoned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::entry::Body;
+    use crate::machine::memory;
+    use lockstep_abi::safepoint::LIMIT;
+    use vm_memory::{Bytes, GuestAddress};
+
+    #[test]
+    fn a_running_guest_is_not_sent_past_an_entry_that_it_has_not_met() {
+        const PAGE: u64 = 4096;
+        let memory = memory::map(memory::MIN).unwrap();
+        let safepoints = Safepoints::new(memory.clone());
+        assert!(safepoints.set_page(PAGE));
+        let limit = || memory.read_obj::<u64>(GuestAddress(PAGE + LIMIT)).unwrap();
+        let tick = |polls| Entry { at: Instant::new(7, polls), body: Body::Tick };
+
+        let incoming = Incoming::new(safepoints);
+        let mut source = incoming.source();
+        incoming.clear_up_to(Instant::new(7, 10), 1);
+        let next = source.next(Instant::new(7, 0));
+        assert!(matches!(next, Ok(Next::ClearUpTo(at)) if at == Instant::new(7, 10)));
+        incoming.clear_up_to(Instant::new(7, 15), 2);
+        assert_eq!(limit(), 15, "nothing is in the way of a later horizon");
+        incoming.push([tick(20)], 3);
+        assert_eq!(limit(), 20, "it may run to the entry");
+        incoming.clear_up_to(Instant::new(7, 25), 4);
+        incoming.clear_up_to(Instant::new(9, 1), 5);
+        incoming.push([tick(30), tick(40)], 6);
+        assert_eq!(limit(), 20, "and not past it, whatever follows");
+    }
+
+    #[test]
+    fn everything_received_is_replayed_before_the_machine_goes_live() {
+        let memory = memory::map(memory::MIN).unwrap();
+        let incoming = Incoming::new(Safepoints::new(memory));
+        let mut source = incoming.source();
+        incoming.push((1..=3).map(|polls| Entry { at: Instant::new(0, polls), body: Body::Tick }), 1);
+        assert!(matches!(source.next(Instant::BOOT), Ok(Next::Entry(0, _))));
+        assert!(source.take().is_some());
+        incoming.push([Entry { at: Instant::new(0, 9), body: Body::Tick }], 2);
+        incoming.clear_up_to(Instant::new(0, 50), 3);
+        incoming.go_live();
+        for number in 1..=3 {
+            let met = source.next_entry(Instant::new(0, number)).map(|(number, _)| number);
+            assert!(matches!(met, Ok(found) if found == number));
+            assert!(source.take().is_some());
+        }
+        assert!(matches!(source.next(Instant::new(0, 9)), Err(Halt::EndOfLog(_))), "a horizon is no reason to wait");
+        assert_eq!(incoming.executed().0, 4);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! One thread (tokio) carries the logging channel, the console port and the timers of the protocol; the vCPU thread runs the
 //! guest. They meet in [`outgoing`] (primary), [`incoming`] (backup), the [`World`](crate::backends::world::World) and the
-//! console's [`Hub`](crate::console::hub::Hub).
+//! console's [`Hub`].
 #![allow(clippy::disallowed_methods, reason = "this is where the host's time enters")]
 
 pub mod backup;
@@ -19,11 +19,17 @@ pub mod solo;
 pub mod vcpu_thread;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
+use crate::arbiter::Arbiter;
+use crate::backends::clock::boot_clock_ns;
+use crate::console::hub::Hub;
 use crate::log::file::LogError;
 use crate::machine::MachineError;
 use crate::machine::doors::{EndReason, Halt};
-use crate::replication::StopReason;
+use crate::replication::{Identity, Settings, StopReason};
+use board::Board;
 
 /// How one side of a pair came to its end.
 #[derive(Debug)]
@@ -66,6 +72,22 @@ pub enum HostError {
     },
 }
 
+/// What the driver of either side of a pair is given.
+pub struct Site {
+    /// Who this is.
+    pub me: Identity,
+    /// The protocol's numbers.
+    pub settings: Settings,
+    /// Digests and the copy of the log.
+    pub keeping: Keeping,
+    /// The console.
+    pub hub: Arc<Hub>,
+    /// What `lockstep status` reads.
+    pub board: Arc<Board>,
+    /// Who may live.
+    pub arbiter: Arc<dyn Arbiter>,
+}
+
 /// How often to take a digest, and where to keep the log.
 #[derive(Clone, Debug)]
 pub struct Keeping {
@@ -75,6 +97,14 @@ pub struct Keeping {
     pub file: Option<PathBuf>,
     /// Size at which the file is given up, in bytes.
     pub limit_bytes: u64,
+}
+
+/// Waits until the protocol's clock shows `deadline_ns`; for ever where there is none.
+async fn due(deadline_ns: Option<u64>) {
+    match deadline_ns {
+        Some(at) => tokio::time::sleep(Duration::from_nanos(at.saturating_sub(boot_clock_ns()))).await,
+        None => std::future::pending().await,
+    }
 }
 
 pub(crate) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> HostError {

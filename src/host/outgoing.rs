@@ -10,8 +10,8 @@ use crate::log::codec::Encoder;
 use crate::log::entry::Entry;
 use crate::machine::doors::Halt;
 
-/// Bytes that may wait here before the vCPU thread has to.
-const CAPACITY: usize = 1 << 20;
+/// Bytes that may wait here before the vCPU thread has to. With one more entry on top they still fit into one frame.
+const CAPACITY: usize = 512 << 10;
 
 /// Entries in order, encoded.
 #[derive(Debug, Default, PartialEq, Eq)]

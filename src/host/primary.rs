@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
 use super::board::{Board, Rate};
 use super::channel::{ChannelError, Connection, arrived};
@@ -14,8 +14,8 @@ use super::keeper::Keeper;
 use super::outgoing::{Batch, Outgoing, OutgoingLog};
 use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
-use super::{HostError, Keeping, Outcome, system};
-use crate::arbiter::Arbiter;
+use super::{HostError, Keeping, Outcome, Site, system};
+use crate::backends::clock::{boot_clock_ns, wall_clock_ns};
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
 use crate::console::hub::{Hub, Protection};
@@ -24,16 +24,18 @@ use crate::doors::live::LiveDoor;
 use crate::log::boot::encode_boot;
 use crate::log::codec::Encoder;
 use crate::machine::doors::{EndReason, Halt};
+use crate::machine::instant::Instant as GuestInstant;
 use crate::machine::safepoint::Safepoints;
 use crate::machine::snapshot::Boot;
 use crate::machine::{Machine, Tracking};
+use crate::replication::StopReason;
 use crate::replication::election::Answer;
 use crate::replication::message::{Message, Refusal};
 use crate::replication::primary::{Action, Input, Primary, State};
-use crate::replication::{Identity, Settings, StopReason};
 
-/// Time between two horizons: what the backup is behind a computing guest is about this.
-const HORIZON_EVERY: Duration = Duration::from_millis(1);
+/// Time between two horizons. A backup that keeps up is half of this behind a computing guest, on average; each horizon costs both
+/// hosts a wake-up.
+const HORIZON_EVERY: Duration = Duration::from_millis(2);
 
 /// How the vCPU thread came to its end.
 type Done = Result<EndReason, Halt>;
@@ -45,6 +47,7 @@ enum Wake {
     Logged,
     Horizon,
     Time,
+    Refresh,
     Answer(Answer),
     Done(Option<Done>),
     StopRequested,
@@ -53,23 +56,26 @@ enum Wake {
 struct Driver {
     protocol: Primary,
     actions: Vec<Action>,
-    began: Instant,
     connection: Option<Connection>,
     /// The connection failed while an action was carried out.
     broken: bool,
     /// The entries that the protocol is being told about.
     batch: Batch,
-    boot: Vec<u8>,
+    boot: Boot,
+    /// As the backup gets it.
+    boot_bytes: Vec<u8>,
     keeper: Option<Keeper>,
     outgoing: Arc<Outgoing>,
     world: Arc<World>,
     safepoints: Safepoints,
+    /// The newest one that was told: an idle guest stands still, and nobody needs to hear that a thousand times a second.
+    horizon: GuestInstant,
     hub: Arc<Hub>,
     board: Arc<Board>,
     referee: Referee,
     machine: Option<Machine>,
     thread: Option<VcpuThread<()>>,
-    digest_every_ns: u64,
+    keeping: Keeping,
     done: mpsc::UnboundedSender<Done>,
     ended: Option<EndReason>,
     stopped: Option<StopReason>,
@@ -77,44 +83,32 @@ struct Driver {
 }
 
 /// Runs a primary until its guest has ended or the protocol stops it.
-pub async fn run(
-    me: Identity,
-    settings: Settings,
-    boot: Boot,
-    keeping: Keeping,
-    listener: TcpListener,
-    hub: Arc<Hub>,
-    board: Arc<Board>,
-    arbiter: Arc<dyn Arbiter>,
-) -> Result<Outcome, HostError> {
+pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcome, HostError> {
+    let Site { me, settings, keeping, hub, board, arbiter } = site;
     let machine = Machine::new(&boot, Tracking::On)?;
     let safepoints = machine.safepoints();
+    board.watch(safepoints.clone());
     let world = World::new(safepoints.clone(), 0, 0);
     let (done, mut vcpu) = mpsc::unbounded_channel();
-    let keeper = keeping
-        .file
-        .map(|path| {
-            Keeper::create(&path, &boot, keeping.limit_bytes).map_err(|source| HostError::Keep { path, source })
-        })
-        .transpose()?;
     let mut driver = Driver {
         protocol: Primary::new(me.clone(), settings),
         actions: Vec::with_capacity(16),
-        began: Instant::now(),
         connection: None,
         broken: false,
         batch: Batch::default(),
-        boot: encode_boot(&boot)?,
-        keeper,
+        boot_bytes: encode_boot(&boot)?,
+        boot,
+        keeper: None,
         outgoing: Outgoing::new(Encoder::new(), 0),
         world: world.clone(),
         safepoints,
+        horizon: GuestInstant::BOOT,
         hub: hub.clone(),
         board: board.clone(),
         referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
         machine: Some(machine),
         thread: None,
-        digest_every_ns: keeping.digest_every_ns,
+        keeping,
         done,
         ended: None,
         stopped: None,
@@ -122,7 +116,7 @@ pub async fn run(
     };
     hub.set_input_waker(Box::new(move || world.input_waits()));
     let result = driver.drive(&listener, &mut vcpu).await;
-    driver.finish(&mut vcpu, result).await
+    driver.finish(result).await
 }
 
 impl Driver {
@@ -131,20 +125,16 @@ impl Driver {
         listener: &TcpListener,
         vcpu: &mut mpsc::UnboundedReceiver<Done>,
     ) -> Result<(), HostError> {
+        let mut refresh = super::board::refresh();
         let mut horizon = tokio::time::interval(HORIZON_EVERY);
         horizon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.feed(Input::Start)?;
         while self.stopped.is_none() {
-            let deadline = self.protocol.next_deadline().map(|ns| self.began + Duration::from_nanos(ns));
-            let time = async {
-                match deadline {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let time = super::due(self.protocol.next_deadline());
             let protected = *self.protocol.state() == State::Protected && self.ended.is_none();
             let wake = tokio::select! {
                 biased;
+                _ = refresh.tick() => Wake::Refresh,
                 result = arrived(&mut self.connection) => Wake::Arrived(result),
                 () = self.outgoing.ready() => Wake::Logged,
                 Some(done) = vcpu.recv(), if self.ended.is_none() => Wake::Done(Some(done)),
@@ -155,6 +145,7 @@ impl Driver {
                 _ = horizon.tick(), if protected => Wake::Horizon,
             };
             match wake {
+                Wake::Refresh => self.report(),
                 Wake::Accepted(Ok((stream, address))) => self.on_accepted(stream, address)?,
                 Wake::Accepted(Err(error)) => {
                     // Out of descriptors, mostly: the pair goes on.
@@ -166,7 +157,6 @@ impl Driver {
                 Wake::Time => {
                     let guest_clock_ns = self.world.guest_ns();
                     self.feed(Input::Tick { guest_clock_ns })?;
-                    self.report();
                 }
                 Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
                 Wake::Done(done) => self.on_done(done)?,
@@ -176,15 +166,11 @@ impl Driver {
         Ok(())
     }
 
-    fn now(&self) -> u64 {
-        self.began.elapsed().as_nanos() as u64
-    }
-
     /// Tells the protocol, and does what it says.
     fn feed(&mut self, input: Input) -> Result<(), HostError> {
         let mut next = Some(input);
         while let Some(input) = next.take() {
-            let now = self.now();
+            let now = boot_clock_ns();
             let mut actions = std::mem::take(&mut self.actions);
             self.protocol.on(now, input, &mut actions);
             for action in actions.drain(..) {
@@ -202,8 +188,11 @@ impl Driver {
     fn perform(&mut self, action: Action) -> Result<(), HostError> {
         match action {
             Action::Send(message) => {
+                if message == Message::Boot {
+                    self.set_boot_time()?;
+                }
                 let bulk = match &message {
-                    Message::Boot => self.boot.as_slice(),
+                    Message::Boot => self.boot_bytes.as_slice(),
                     Message::Entries { .. } => self.batch.bytes.as_slice(),
                     _ => &[],
                 };
@@ -237,7 +226,27 @@ impl Driver {
         Ok(())
     }
 
+    /// The guest boots now, however long its backup was awaited: the boot that the log starts from says so.
+    fn set_boot_time(&mut self) -> Result<(), HostError> {
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        self.boot.boot_time_ns = wall_clock_ns();
+        machine.set_boot_time(self.boot.boot_time_ns);
+        self.world.start_clock();
+        self.boot_bytes = encode_boot(&self.boot)?;
+        let (boot, limit) = (&self.boot, self.keeping.limit_bytes);
+        self.keeper = self
+            .keeping
+            .file
+            .clone()
+            .map(|path| Keeper::create(&path, boot, limit).map_err(|source| HostError::Keep { path, source }))
+            .transpose()?;
+        Ok(())
+    }
+
     fn start_guest(&mut self) -> Result<(), HostError> {
+        if self.protocol.peer().is_none() {
+            self.set_boot_time()?;
+        }
         let Some(mut machine) = self.machine.take() else { return Ok(()) };
         let generation = self.protocol.generation();
         let protection =
@@ -247,7 +256,7 @@ impl Driver {
         tracing::info!(generation, ?protection, "the guest starts");
         let (world, hub) = (self.world.clone(), self.hub.clone());
         let log = OutgoingLog(self.outgoing.clone());
-        let (digest_every_ns, done) = (self.digest_every_ns, self.done.clone());
+        let (digest_every_ns, done) = (self.keeping.digest_every_ns, self.done.clone());
         self.thread = Some(
             VcpuThread::spawn(move || {
                 ordinary_this_thread();
@@ -316,7 +325,8 @@ impl Driver {
 
     fn on_horizon(&mut self) -> Result<(), HostError> {
         // In this order: every entry at or before `at` is in the log by the time it is read, and so taken with it.
-        if let Some(at) = self.safepoints.passed() {
+        if let Some(at) = self.safepoints.passed().filter(|&at| self.horizon < at) {
+            self.horizon = at;
             self.on_logged()?;
             let entries = self.protocol.appended();
             self.feed(Input::Horizon { entries, at })?;
@@ -339,9 +349,10 @@ impl Driver {
     }
 
     fn report(&mut self) {
-        let now = self.now();
+        let now = boot_clock_ns();
         let rate = self.rate.per_second();
-        let (protocol, safepoints, ended) = (&self.protocol, &self.safepoints, &self.ended);
+        let (protocol, ended) = (&self.protocol, &self.ended);
+        let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         let running = self.thread.is_some();
         self.board.update(|status| {
             status.state = protocol.state().name().into();
@@ -361,8 +372,10 @@ impl Driver {
             status.entries = protocol.appended();
             status.heartbeats_received = protocol.heartbeats();
             status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
-            status.instant_exits = safepoints.exits();
-            status.instant_polls = safepoints.count();
+            status.log_bytes = log_bytes;
+            if let Some(traffic) = traffic {
+                (status.channel_sent_bytes, status.channel_received_bytes) = (traffic.sent, traffic.received);
+            }
             status.slowdown_per_mille = protocol.slow_down_per_mille().into();
             status.guest = match ended {
                 Some(reason) => GuestState::Ended(reason.to_string()),
@@ -373,11 +386,7 @@ impl Driver {
     }
 
     /// Stops the vCPU thread, whatever it does, and closes what is open.
-    async fn finish(
-        mut self,
-        vcpu: &mut mpsc::UnboundedReceiver<Done>,
-        result: Result<(), HostError>,
-    ) -> Result<Outcome, HostError> {
+    async fn finish(mut self, result: Result<(), HostError>) -> Result<Outcome, HostError> {
         let clean = self.ended.is_some() && matches!(self.stopped, Some(StopReason::Ended));
         if !clean {
             self.hub.not_live(Role::Retired);
@@ -390,7 +399,7 @@ impl Driver {
         self.outgoing.close();
         self.world.abandon();
         self.world.end();
-        super::vcpu_thread::stop(self.thread.take(), vcpu).await;
+        super::vcpu_thread::stop(self.thread.take()).await;
         self.report();
         if let Some(keeper) = self.keeper.take() {
             let path = keeper.path().to_owned();

@@ -43,6 +43,7 @@ pub async fn run<L: Log + Send + 'static>(
     let world = World::new(safepoints.clone(), 0, 0);
     let wake = world.clone();
     hub.set_input_waker(Box::new(move || wake.input_waits()));
+    board.watch(safepoints);
     hub.go_live(0, Protection::Unprotected);
     board.set_live(true);
     board.update(|status| {
@@ -78,15 +79,11 @@ pub async fn run<L: Log + Send + 'static>(
                     world.abandon();
                     thread.kick();
                 }
-                board.update(|status| {
-                    status.instant_exits = safepoints.exits();
-                    status.instant_polls = safepoints.count();
-                });
             }
         }
     };
     world.end();
-    vcpu_thread::stop::<_, ()>(Some(thread), &mut mpsc::unbounded_channel().1).await;
+    vcpu_thread::stop(Some(thread)).await;
     let Some((result, at, log)) = ended else {
         return Err(HostError::System {
             what: "run the machine",

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use nix::sys::pthread::pthread_kill;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-extern "C" fn do_nothing(_: i32, _: *mut nix::libc::siginfo_t, _: *mut nix::libc::c_void) {}
+/// Not a real-time signal: those queue, and a thread that is kicked faster than it runs would never get on.
+const KICK: Signal = Signal::SIGUSR1;
+
+extern "C" fn do_nothing(_: i32) {}
 
 /// A running vCPU thread.
 pub struct VcpuThread<T> {
@@ -19,7 +23,9 @@ impl<T: Send + 'static> VcpuThread<T> {
     /// Runs `body` on a thread of its own.
     pub fn spawn(body: impl FnOnce() -> T + Send + 'static) -> std::io::Result<Self> {
         // The handler does nothing; the signal itself ends KVM_RUN.
-        register_signal_handler(SIGRTMIN(), do_nothing).map_err(|e| std::io::Error::from_raw_os_error(e.errno()))?;
+        let action = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler touches nothing at all.
+        unsafe { sigaction(KICK, &action) }?;
         let finished = Arc::new(AtomicBool::new(false));
         let done = Finish(finished.clone());
         let thread = thread::Builder::new().name("vcpu".into()).spawn(move || {
@@ -37,9 +43,9 @@ impl<T: Send + 'static> VcpuThread<T> {
     /// Interrupts the guest once, if it runs at this moment. Repeat until [`finished`](Self::finished): a signal that
     /// arrives outside of the guest has no effect.
     pub fn kick(&self) {
-        if !self.finished() && self.thread.as_pthread_t() != 0 {
-            // An error means that the thread has just ended.
-            let _ = self.thread.kill(SIGRTMIN());
+        if !self.finished() {
+            // The handle is valid until it is joined; an error means that the thread has just ended.
+            let _ = pthread_kill(self.thread.as_pthread_t(), KICK);
         }
     }
 
@@ -58,18 +64,13 @@ impl Drop for Finish {
     }
 }
 
-/// Gets `thread` out of the guest and waits for it; `done` is where it says that it has ended. What it would run for was told before
-/// to abandon the machine.
-pub async fn stop<T: Send + 'static, D>(
-    thread: Option<VcpuThread<T>>,
-    done: &mut tokio::sync::mpsc::UnboundedReceiver<D>,
-) {
+/// Gets `thread` out of the guest and waits for it. What it would go on running for was told before to abandon the machine.
+pub async fn stop<T: Send + 'static>(thread: Option<VcpuThread<T>>) {
     let Some(thread) = thread else { return };
     while !thread.finished() {
+        // It may be in the guest or only on its way there; then the next kick finds it.
         thread.kick();
-        // It may be in the guest or on its way there; the next kick finds it.
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(5), done.recv()).await;
-        tokio::task::yield_now().await;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
     if thread.join().is_err() {
         tracing::error!("the vCPU thread panicked");

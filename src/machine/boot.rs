@@ -24,8 +24,8 @@ const HIGH_MEMORY: u64 = 0x10_0000;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The image does not load.
-    #[error("the guest image is no ELF file that fits into the guest's memory")]
-    Image(#[source] linux_loader::loader::Error),
+    #[error("the guest image is no ELF file that fits into the guest's memory ({})", innermost(.0))]
+    Image(linux_loader::loader::Error),
     /// The image lacks a PVH note.
     #[error("the guest image has no PVH entry point (an ELF note of owner \"Xen\", type 18)")]
     NoPvhEntry,
@@ -35,6 +35,15 @@ pub enum BootError {
     /// A boot structure does not fit into memory.
     #[error("cannot write the boot structures")]
     Memory(#[from] vm_memory::GuestMemoryError),
+}
+
+/// The loader wraps its errors in errors of the same words; the innermost says it all.
+fn innermost(error: &linux_loader::loader::Error) -> String {
+    let mut error: &dyn std::error::Error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 /// The new types around loader structures exist to mark them as plain data.

@@ -13,7 +13,7 @@ pub const MIN: u64 = 8 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// Out of range or not whole.
-    #[error("guest memory must be 8 MiB to 3072 MiB and a multiple of 2 MiB, not {0} bytes")]
+    #[error("guest memory (--memory) must be 8 MiB to 3072 MiB and a multiple of 2 MiB, not {} MiB", .0 >> 20)]
     Size(u64),
     /// The host would not map it.
     #[error("cannot map {size} bytes for the guest's memory")]

@@ -26,7 +26,7 @@ use super::safepoint::{NO_LIMIT, Safepoints};
 use super::snapshot::Boot;
 use super::vcpu::{Exit, KvmError, Vcpu};
 use crate::devices::Devices;
-use lockstep_abi::pv;
+use lockstep_abi::{port, pv};
 
 /// A machine that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +102,12 @@ impl Machine {
         })
     }
 
+    /// Sets the wall clock at boot, which the guest can read, in nanoseconds since 1970 UTC. Before the first run.
+    pub fn set_boot_time(&mut self, boot_time_ns: u64) {
+        assert_eq!(self.at, Instant::BOOT, "the boot time is part of what the guest boots with");
+        self.devices.pv.set_boot_time(boot_time_ns);
+    }
+
     /// The handle to the guest's safepoint page.
     pub fn safepoints(&self) -> Safepoints {
         self.safepoints.clone()
@@ -145,7 +151,10 @@ impl Machine {
                 timer_period_ns: self.devices.pit.period_ns(),
             };
             match door.event(self.at, ready)? {
-                Some(Event::Tick) => self.devices.tick(),
+                Some(Event::Tick) => {
+                    self.devices.tick();
+                    transmit(&mut self.devices, self.at, door)?;
+                }
                 Some(Event::Console(input)) => self.devices.receive(&input.bytes),
                 Some(Event::Digest) => {
                     let digest = self.digest().map_err(failed("take a digest"))?;
@@ -203,6 +212,9 @@ impl Machine {
                 Exit::MmioWrite { address, .. } if address == pv::BASE + pv::DOORBELL => {
                     self.access = Access::Write;
                     let count = self.safepoints.count();
+                    if count < self.at.polls {
+                        return Ok(Some(self.safepoints_went_back()));
+                    }
                     if count > self.at.polls {
                         self.at.polls = count;
                     } else {
@@ -216,12 +228,16 @@ impl Machine {
             }
             let count = self.safepoints.count();
             if count < self.at.polls {
-                return Ok(Some(EndReason::SafepointsWentBack));
+                return Ok(Some(self.safepoints_went_back()));
             }
             self.at = Instant::new(self.at.exits + 1, count);
             self.safepoints.set_exits(self.at.exits);
             let at = self.at;
             self.access = Access::None;
+            if !matches!(exit, Exit::PortWrite { port: port::COM1, .. }) {
+                // The guest has turned to something else: what it wrote so far is whole.
+                transmit(&mut self.devices, at, door)?;
+            }
             match exit {
                 Exit::PortRead { port, size, data } => {
                     self.access = Access::Read;
@@ -238,10 +254,8 @@ impl Machine {
                             self.devices.write_port(at, port.wrapping_add(i as u16), byte, door)?;
                         }
                     }
-                    let sent = self.devices.uart.transmitted();
-                    if !sent.is_empty() {
-                        door.console(at, sent)?;
-                        sent.clear();
+                    if self.devices.uart.transmitted_enough() {
+                        transmit(&mut self.devices, at, door)?;
                     }
                     if let Some(code) = self.devices.exit_code {
                         return Ok(Some(EndReason::Exit(code)));
@@ -268,6 +282,14 @@ impl Machine {
             }
             return Ok(None);
         }
+    }
+
+    /// The guest has set its safepoint count back, which ends it. At an instant of its own: one exit further, since the
+    /// guest did run on from the last instant, and at the last count that can be believed.
+    fn safepoints_went_back(&mut self) -> EndReason {
+        self.at.exits += 1;
+        self.safepoints.set_exits(self.at.exits);
+        EndReason::SafepointsWentBack
     }
 
     /// The guest names its safepoint page. Refused, as a register ignores a bad value, unless it is a page of guest memory.
@@ -310,6 +332,21 @@ impl Machine {
             pages,
         })
     }
+}
+
+/// Hands out what the guest has written to the console.
+///
+/// KVM exits once for every byte of a `rep outsb`. An entry and a frame for each of them would cost more than the bytes, so they
+/// go out together: at the end of a line, when the transmitter would be full, when the guest makes any other exit, and at the
+/// latest with the next tick. All of these are part of the guest's execution, so a replay writes the same outputs.
+/// (Nowhere else: a doorbell is not, and neither a digest nor a stop may have entries between it and its instant.)
+fn transmit(devices: &mut Devices, at: Instant, door: &mut impl Outputs) -> Result<(), Halt> {
+    let sent = devices.uart.transmitted();
+    if !sent.is_empty() {
+        door.console(at, sent)?;
+        sent.clear();
+    }
+    Ok(())
 }
 
 fn failed(what: &'static str) -> impl FnOnce(KvmError) -> Halt {

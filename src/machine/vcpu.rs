@@ -36,6 +36,9 @@ pub enum KvmError {
         "cannot open /dev/kvm: is this machine capable of KVM, is the module loaded, and may this user (group kvm) open it?"
     )]
     Open(#[source] kvm_ioctls::Error),
+    /// `/dev/kvm` opens, but something else is behind it.
+    #[error("/dev/kvm is no KVM of version 12 (it answers {0}): is the right device bound there?")]
+    NotKvm(i32),
     /// The host's KVM lacks something that lockstep needs.
     #[error("this host's KVM lacks {0}, which lockstep needs")]
     Missing(&'static str),
@@ -104,9 +107,17 @@ pub enum Exit<'a> {
     CannotExecute,
 }
 
+fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(KvmError::Open)?;
+    match kvm.get_api_version() {
+        12 => Ok(kvm),
+        other => Err(KvmError::NotKvm(other)),
+    }
+}
+
 /// What this host's KVM offers guests; also the check that there is a KVM.
 pub fn host_cpuid() -> Result<kvm_bindings::CpuId, KvmError> {
-    let kvm = Kvm::new().map_err(KvmError::Open)?;
+    let kvm = open()?;
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))
 }
 
@@ -120,7 +131,7 @@ pub struct Vcpu {
 impl Vcpu {
     /// Makes a virtual machine over `memory` with the processor `cpu`; `track` turns on dirty page logging.
     pub fn new(memory: GuestMemoryMmap, cpu: &[CpuidLeaf], track: bool) -> Result<Self, KvmError> {
-        let kvm = Kvm::new().map_err(KvmError::Open)?;
+        let kvm = open()?;
         for (cap, name) in [
             (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
             (Cap::Xsave, "KVM_CAP_XSAVE"),

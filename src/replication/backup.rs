@@ -34,7 +34,7 @@ pub enum Input {
     Heard,
     /// A message has arrived.
     Received(Message),
-    /// The machine stands at its boot.
+    /// The machine that the last [`Action::Load`] asked for stands at its boot.
     Loaded,
     /// The vCPU has got on. Neither value ever decreases.
     Executed {
@@ -63,7 +63,8 @@ pub enum Input {
 /// What a backup does.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Connect to the primary; answer with `Connected` or `Disconnected`. A machine that was loaded is forgotten.
+    /// Connect to the primary; answer with `Connected` or `Disconnected`. A machine that was loaded, or
+    /// is being loaded, is forgotten.
     Connect,
     /// Send this.
     Send(Message),
@@ -196,7 +197,7 @@ impl Backup {
         }
     }
 
-    /// Takes one input at `now` (ns of the local monotonic clock) and appends what is to be done, in order.
+    /// Takes one input at `now` (ns of a local clock that never goes back and also runs while the host sleeps) and appends what is to be done, in order.
     pub fn on(&mut self, now: u64, input: Input, out: &mut Vec<Action>) {
         if let State::Stopped(_) = self.state {
             return;
@@ -246,6 +247,8 @@ impl Backup {
                 self.link.open(now);
                 let hello = Hello::new(Role::Backup, &self.me, &self.settings, 0);
                 out.push(Action::Send(Message::Hello(Box::new(hello))));
+                // The primary may take its time: it has a generation to win first.
+                self.link.greet(now);
             }
             // Not asked for: the driver connects on `Connect` only, and once.
             State::Connecting { .. }
@@ -285,7 +288,7 @@ impl Backup {
                 self.link.heartbeats.0 += 1;
                 self.guest_clock_ns = self.guest_clock_ns.max(guest_clock_ns);
             }
-            (Message::Hello(hello), State::Connecting { .. }) => self.on_hello(now, hello, out),
+            (Message::Hello(hello), State::Connecting { .. }) => self.on_hello(hello, out),
             (Message::OtherVersion { version }, State::Connecting { .. }) => {
                 self.refuse(Refusal::Version { ours: message::VERSION, theirs: version }, out);
             }
@@ -318,7 +321,7 @@ impl Backup {
         }
     }
 
-    fn on_hello(&mut self, now: u64, hello: Box<Hello>, out: &mut Vec<Action>) {
+    fn on_hello(&mut self, hello: Box<Hello>, out: &mut Vec<Action>) {
         if let Some(refusal) = hello.mismatch(&self.me, Role::Primary) {
             return self.refuse(refusal, out);
         }
@@ -326,7 +329,6 @@ impl Backup {
         self.settings.timeout_ns = hello.timeout_ns;
         self.generation = hello.generation;
         self.peer = Some(Arc::from(hello));
-        self.link.greet(now);
         self.state = State::Loading;
     }
 

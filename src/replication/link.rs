@@ -9,9 +9,9 @@
 pub enum Phase {
     /// There is none.
     Down,
-    /// There is one, and nobody has introduced himself.
+    /// There is one, and nobody has said hello.
     Open,
-    /// Introduced: heartbeats go out.
+    /// Hellos begin: heartbeats go out.
     Greeted,
 }
 
@@ -56,7 +56,7 @@ impl Link {
         self.heard_at = now;
     }
 
-    /// The other side is known: heartbeats begin, the first at once.
+    /// Heartbeats begin, the first at once.
     pub fn greet(&mut self, now: u64) {
         self.phase = Phase::Greeted;
         self.beat_at = now;

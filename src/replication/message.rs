@@ -375,7 +375,9 @@ impl Message {
         let Head { kind, number, count } = head;
         let wrong_length = || MessageError::Length { kind, length: payload.len() };
         let wrong_head = || MessageError::Head { kind, number, count };
-        if count != 0 && !matches!(kind, Kind::Entries | Kind::Refuse | Kind::Goodbye) {
+        let counted = matches!(kind, Kind::Entries | Kind::Refuse | Kind::Goodbye);
+        let numbered = !matches!(kind, Kind::Boot | Kind::Refuse);
+        if (count != 0 && !counted) || (number != 0 && !numbered) {
             return Err(wrong_head());
         }
         let empty = |message| if payload.is_empty() { Ok((message, payload)) } else { Err(wrong_length()) };

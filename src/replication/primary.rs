@@ -54,7 +54,7 @@ pub enum Input {
         /// The guest may run to here.
         at: Instant,
     },
-    /// The guest has ended, and its last entry has been appended.
+    /// The guest has ended; its last entry has been appended and its last output queued.
     GuestEnded,
     /// The arbiter has answered the question asked last.
     Arbiter(Answer),
@@ -182,7 +182,7 @@ impl Primary {
         }
     }
 
-    /// Takes one input at `now` (ns of the local monotonic clock) and appends what is to be done, in order.
+    /// Takes one input at `now` (ns of a local clock that never goes back and also runs while the host sleeps) and appends what is to be done, in order.
     pub fn on(&mut self, now: u64, input: Input, out: &mut Vec<Action>) {
         if let State::Stopped(_) = self.state {
             return;

@@ -1,6 +1,7 @@
 //! What the simulator's hosts run and what its world has seen: a tiny deterministic guest, and the checker of the
 //! promises.
 
+mod surroundings;
 pub mod world;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ impl Rng {
     }
 
     pub fn one_in(&mut self, n: u64) -> bool {
-        self.next() % n == 0
+        self.next().is_multiple_of(n)
     }
 }
 
@@ -121,6 +122,8 @@ pub enum Broken {
     ReleasedAfterSleep,
     /// Something was sent by a backup that had given up its primary.
     SentAfterSuspicion,
+    /// A side gave the other up in a run without faults.
+    Needless,
     /// Faults over, and nothing came of it.
     NoProgress(String),
 }

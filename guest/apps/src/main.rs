@@ -10,6 +10,7 @@ mod idle;
 mod mix;
 mod probe;
 mod shell;
+mod ticker;
 mod transcript;
 
 use lockstep_runtime::{Args, app, println};
@@ -20,12 +21,13 @@ app!(main);
 type App = fn(&Args) -> u8;
 
 /// The applications by name. The root crate's `src/guest.rs` describes them in the same order, which a test checks.
-const APPS: [(&str, App); 13] = [
+const APPS: [(&str, App); 14] = [
     ("shell", shell::main),
     ("mix", mix::main),
     ("compute", compute::main),
     ("idle", idle::main),
     ("transcript", transcript::main),
+    ("ticker", ticker::main),
     ("probe-crash", probe::crash),
     ("probe-irqoff", probe::irqoff),
     ("probe-unclaimed", probe::unclaimed),

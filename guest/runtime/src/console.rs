@@ -3,6 +3,7 @@
 
 use crate::single::Single;
 use crate::{gate, nucleus, wait};
+use alloc::collections::VecDeque;
 use core::fmt::{self, Write};
 use lockstep_abi::port::COM1;
 use lockstep_line::{Editor, Key};
@@ -106,8 +107,34 @@ pub(crate) fn emergency(arguments: fmt::Arguments) {
     }
 }
 
+/// Bytes typed while somebody looked for Ctrl-C, kept for whoever reads next.
+static AHEAD: Single<VecDeque<u8>> = Single::new(VecDeque::new());
+/// The most of them; what is typed beyond is lost, as in a terminal's line buffer.
+const AHEAD_MAX: usize = 4096;
+
+/// Whether Ctrl-C was typed. What else was typed stays to be read; what was typed before the Ctrl-C is dropped with it.
+pub fn interrupted() -> bool {
+    while let Some(byte) = receive() {
+        let mut ahead = AHEAD.borrow_mut();
+        if byte == 3 {
+            ahead.clear();
+            return true;
+        }
+        if ahead.len() < AHEAD_MAX {
+            ahead.push_back(byte);
+        }
+    }
+    false
+}
+
 /// The next byte typed, if there is one.
 pub fn read_byte() -> Option<u8> {
+    let ahead = AHEAD.borrow_mut().pop_front();
+    ahead.or_else(receive)
+}
+
+/// The next byte out of the UART, if there is one.
+fn receive() -> Option<u8> {
     let mut input = INPUT.borrow_mut();
     let input = &mut *input;
     if input.next == input.length {

@@ -62,13 +62,11 @@ fn show_time() {
 
 /// Whether Ctrl-C has been typed; other keys are lost.
 fn interrupted() -> bool {
-    while let Some(byte) = console::read_byte() {
-        if byte == 3 {
-            println!("^C");
-            return true;
-        }
+    let interrupted = console::interrupted();
+    if interrupted {
+        println!("^C");
     }
-    false
+    interrupted
 }
 
 fn count(to: u64, pause_ms: u64) {

@@ -1,0 +1,210 @@
+//! A real pair for a measurement: two processes of this very program on loopback, and what they say. Both die with
+//! the guard, whatever happens.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::console::client::{Client, Options};
+use crate::console::control::Watch;
+use crate::console::status::{Role, Status};
+
+/// How long anything may take that should happen soon: generous, because it only ends what would never end.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Within this a status shows what has happened.
+pub const SETTLE: Duration = Duration::from_millis(200);
+
+/// A directory of this measurement's own, removed at the end.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new one.
+    pub fn new() -> anyhow::Result<Self> {
+        let path =
+            std::env::temp_dir().join(format!("lockstep-bench-{}-{:016x}", std::process::id(), getrandom::u64()?));
+        std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Scratch(path))
+    }
+
+    /// A file or directory in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// One side. Killed and waited for when dropped.
+pub struct Side {
+    child: Child,
+    said: mpsc::Receiver<String>,
+    /// Its console port.
+    pub control: String,
+}
+
+impl Side {
+    fn spawn(arguments: &[&str]) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut command = Command::new(&program);
+        // SAFETY: between fork and exec, this makes one system call and touches no memory of the parent's.
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+        let mut child = command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let (say, said) = mpsc::channel();
+        let stderr = child.stderr.take();
+        let side = Side { child, said, control: String::new() };
+        let stderr = BufReader::new(stderr.context("no standard error of the child")?);
+        // Ends with the process, whose standard error ends.
+        std::thread::Builder::new().name("stderr".into()).spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if say.send(line).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(side)
+    }
+
+    /// Waits for the line in which it says where it listens; the value behind `what `.
+    fn listens(&mut self, whats: &[&str]) -> anyhow::Result<Vec<String>> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut heard = Vec::new();
+        loop {
+            let line = match self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => bail!("a side does not say where it listens: {}", heard.join(" / ")),
+                Err(RecvTimeoutError::Disconnected) => bail!("a side has ended: {}", heard.join(" / ")),
+            };
+            let value = |what: &&str| {
+                let rest = line.split_once(&format!("{what} "))?.1;
+                Some(rest.split([',', ' ']).next()?.to_owned())
+            };
+            if let Some(values) = whats.iter().map(value).collect() {
+                return Ok(values);
+            }
+            heard.push(line);
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        kill(self.pid(), signal).with_context(|| format!("cannot send {signal}"))
+    }
+
+    /// A connection on which it can be asked for its status.
+    pub async fn watch(&self) -> anyhow::Result<Watch> {
+        Ok(Watch::connect(&self.control, PATIENCE).await?)
+    }
+
+    /// Its status.
+    pub async fn status(&self) -> anyhow::Result<Status> {
+        Ok(self.watch().await?.status().await?)
+    }
+}
+
+/// Fails if the machine with this status is not protected (any more): figures of such a pair are not those of a pair.
+pub fn ensure_protected(status: &Status) -> anyhow::Result<()> {
+    anyhow::ensure!(status.role == Role::Primary, "the primary is not protected: {} ({})", status.role, status.state);
+    Ok(())
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        // A process that has ended already is no error, and a stopped one dies as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A primary without a backup, which does not miss one.
+pub struct Unprotected {
+    primary: Side,
+    _scratch: Scratch,
+}
+
+impl Unprotected {
+    /// A console of it.
+    pub async fn console(&self) -> anyhow::Result<Client> {
+        console([&self.primary.control]).await
+    }
+}
+
+async fn console(addresses: impl IntoIterator<Item = &String>) -> anyhow::Result<Client> {
+    let mut options = Options::new(addresses);
+    options.first_attach = Some(PATIENCE);
+    options.reattach = Some(PATIENCE);
+    Ok(Client::connect(options).await?)
+}
+
+/// Both sides. The primary is dropped first.
+pub struct Pair {
+    /// Runs the guest.
+    pub primary: Side,
+    /// Follows.
+    pub backup: Side,
+    _scratch: Scratch,
+}
+
+impl Pair {
+    /// Starts a pair that runs `application` of the built-in guest; the guest boots as soon as both know each other.
+    pub fn start(application: &str, arguments: &str, options: &[&str]) -> anyhow::Result<Self> {
+        let (primary, channel, scratch) = primary(application, arguments, options)?;
+        let register = scratch.path("register").display().to_string();
+        let words = ["backup", "--host", "beta", "--primary", &channel, "--arbiter", &register];
+        let backup = Side::spawn(&[&words[..], &COMMON].concat())?;
+        let mut pair = Pair { primary, backup, _scratch: scratch };
+        let [console] = pair.backup.listens(&["console"])?.try_into().unwrap_or_default();
+        pair.backup.control = console;
+        Ok(pair)
+    }
+
+    /// The same guest on a primary that goes on alone from the start.
+    pub fn unprotected(application: &str, arguments: &str) -> anyhow::Result<Unprotected> {
+        let (primary, _, scratch) = primary(application, arguments, &["--start-alone"])?;
+        Ok(Unprotected { primary, _scratch: scratch })
+    }
+
+    /// A console that knows both sides.
+    pub async fn console(&self) -> anyhow::Result<Client> {
+        console([&self.primary.control, &self.backup.control]).await
+    }
+}
+
+/// What both sides are told.
+const COMMON: [&str; 4] = ["--control", "127.0.0.1:0", "--name", "bench"];
+
+/// Starts a primary; itself, its logging channel, its directory.
+fn primary(application: &str, arguments: &str, options: &[&str]) -> anyhow::Result<(Side, String, Scratch)> {
+    let scratch = Scratch::new()?;
+    let register = scratch.path("register");
+    std::fs::create_dir(&register)?;
+    let register = register.display().to_string();
+    let words = ["primary", "--host", "alpha", "--channel", "127.0.0.1:0", "--guest", application];
+    let guest: Vec<&str> = ["--"].into_iter().chain(arguments.split_whitespace()).collect();
+    let mut primary = Side::spawn(&[&words[..], &["--arbiter", &register], &COMMON, options, &guest].concat())?;
+    let [channel, console] = primary.listens(&["logging channel", "console"])?.try_into().unwrap_or_default();
+    primary.control = console;
+    Ok((primary, channel, scratch))
+}

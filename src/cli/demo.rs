@@ -1,0 +1,217 @@
+//! `lockstep demo`: the main job on one machine, to watch: a pair, a guest that counts, and the death of its host.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+
+use crate::console::client::{Client, Options, What};
+
+/// Watch a guest survive its host.
+///
+/// Starts a primary and a backup as two processes on this machine, attaches to the guest's console, has the
+/// guest's shell count, kills the primary with SIGKILL in the middle, and shows how the count goes on at the backup
+/// without a gap. Needs nothing but /dev/kvm.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DemoArgs {
+    /// How far the guest counts
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(10..=10_000))]
+    count: u32,
+    /// Milliseconds between two numbers
+    #[arg(long, value_name = "MS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pace: u32,
+}
+
+/// A side of the pair, ended with the demo however that ends: by its drop, or by the kernel when this process dies.
+struct Side {
+    child: Child,
+    console: String,
+    channel: Option<String>,
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        // Killing what has ended already fails, and that is well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Side {
+    /// Starts this very program with `arguments` and waits until it says where it listens.
+    fn start(arguments: &[&str]) -> anyhow::Result<Side> {
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        let mut command = Command::new(program);
+        // SAFETY: between fork and exec, this makes one system call and touches no memory of the parent's.
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+        let mut child = command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot start a side of the pair")?;
+        let mut lines = BufReader::new(child.stderr.take().context("no pipe to the child")?).lines();
+        let mut side = Side { child, console: String::new(), channel: None };
+        let line = lines.next().context("a side of the pair ended at once")??;
+        let Some((_, console)) = line.rsplit_once(", console ") else {
+            bail!("{}", line.strip_prefix("lockstep: ").unwrap_or(&line));
+        };
+        side.console = console.to_string();
+        side.channel = line.split_once("logging channel ").and_then(|(_, rest)| Some(rest.split_once(',')?.0.into()));
+        // Whatever it says later is not part of the show; the pipe must not fill up.
+        thread::spawn(move || lines.for_each(drop));
+        Ok(side)
+    }
+}
+
+fn tell(text: &str) {
+    println!("\x1b[1m── {text}\x1b[0m");
+}
+
+/// Runs `lockstep demo`.
+pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    let directory = std::env::temp_dir().join(format!("lockstep-demo-{}", std::process::id()));
+    std::fs::create_dir(&directory).with_context(|| format!("cannot make the directory {}", directory.display()))?;
+    let runtime = super::remote::runtime()?;
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = show(&args, &directory) => result,
+            _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)),
+        }
+    });
+    // Nothing of the demo stays behind.
+    let _ = std::fs::remove_dir_all(&directory);
+    result
+}
+
+/// What the console has shown, and the counting in it.
+#[derive(Default)]
+struct Screen {
+    line: Vec<u8>,
+    lines: VecDeque<String>,
+}
+
+impl Screen {
+    fn take(&mut self, bytes: &[u8]) {
+        let mut out = std::io::stdout().lock();
+        // A closed pipe ends the demo at its next line.
+        let _ = out.write_all(bytes).and_then(|()| out.flush());
+        for &byte in bytes {
+            match byte {
+                b'\n' => self.lines.push_back(String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned()),
+                b'\r' => {}
+                byte => self.line.push(byte),
+            }
+        }
+    }
+}
+
+async fn show(args: &DemoArgs, directory: &Path) -> anyhow::Result<ExitCode> {
+    let arbiter = directory.to_str().context("the temporary directory's name is no text")?;
+    let mut primary = Side::start(&[
+        "primary",
+        "--name",
+        "demo",
+        "--host",
+        "host-a",
+        "--arbiter",
+        arbiter,
+        "--control",
+        "127.0.0.1:0",
+        "--channel",
+        "127.0.0.1:0",
+    ])?;
+    let channel = primary.channel.clone().context("the primary did not say where its channel is")?;
+    tell(&format!("primary started: process {}, console {}", primary.child.id(), primary.console));
+    let backup = Side::start(&[
+        "backup",
+        "--name",
+        "demo",
+        "--host",
+        "host-b",
+        "--arbiter",
+        arbiter,
+        "--control",
+        "127.0.0.1:0",
+        "--primary",
+        &channel,
+    ])?;
+    tell(&format!("backup started: process {}, console {}", backup.child.id(), backup.console));
+
+    let mut client = Client::start(Options::new([primary.console.clone(), backup.console.clone()]))?;
+    client.send(format!("count {} {}\n", args.count, args.pace).as_bytes()).await?;
+    let mut screen = Screen::default();
+    let mut expected = 1;
+    let mut killed: Option<Instant> = None;
+    let mut pause: Option<Duration> = None;
+    let mut moved: Option<(String, u64)> = None;
+    while expected <= args.count {
+        let event = client.next().await.context("the console ended")?;
+        match event.what {
+            What::Output { bytes, .. } => {
+                if let Some(at) = killed.filter(|_| moved.is_some() && pause.is_none()) {
+                    pause = Some(event.at.saturating_duration_since(at));
+                }
+                screen.take(&bytes);
+            }
+            What::Attached { host, generation, away: Some(_), .. } => {
+                let after = killed.map_or(0.0, |at| event.at.saturating_duration_since(at).as_secs_f64() * 1000.0);
+                tell(&format!(
+                    "{host} has taken over, generation {generation}: console attached {after:.1} ms after the kill"
+                ));
+                moved = Some((host, generation));
+            }
+            What::Gap { from, to } => bail!("output from byte {from} to {to} is lost"),
+            What::Ended(ended) => bail!("the guest ended: {}", ended.reason),
+            What::Failed(error) => return Err(error.into()),
+            What::Attached { .. } | What::Lost { .. } | What::Waiting { .. } | What::Unusable { .. } => {}
+        }
+        while let Some(line) = screen.lines.pop_front() {
+            if let Ok(number) = line.trim().parse::<u32>() {
+                if number != expected {
+                    bail!("the count went on at {number}, not at {expected}");
+                }
+                expected += 1;
+            }
+        }
+        if killed.is_none() && expected > args.count / 2 {
+            tell(&format!("kill -9 {} (the primary)", primary.child.id()));
+            killed = Some(Instant::now());
+            primary.child.kill().context("cannot kill the primary")?;
+        }
+    }
+    let (host, generation) = moved.context("the guest did not move")?;
+    client.send(b"uptime\n").await?;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    while !screen.lines.iter().any(|line| line.starts_with("up ")) {
+        match tokio::time::timeout_at(deadline, client.next()).await.context("the guest does not answer")? {
+            Some(event) => {
+                if let What::Output { bytes, .. } = event.what {
+                    screen.take(&bytes);
+                }
+            }
+            None => bail!("the console ended"),
+        }
+    }
+    println!();
+    tell(&format!(
+        "1 to {}: every number once, in order; the same guest, now on {host}, generation {generation}",
+        args.count
+    ));
+    if let Some(pause) = pause {
+        tell(&format!(
+            "from the kill to the next output of the guest: {:.1} ms (the guest prints every {} ms)",
+            pause.as_secs_f64() * 1000.0,
+            args.pace
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,37 @@
+//! The protocol's own tests: the main paths of both state machines, and the messages.
+
+mod on_the_backup;
+mod on_the_primary;
+mod on_the_wire;
+
+use super::backup::{self, Backup};
+use super::election::{Answer, Question};
+use super::message::{Goodbye, Hello, Message, Refusal, Role, Wanted};
+use super::primary::{self, Primary};
+use super::{Identity, Settings, StopReason, Suspicion, Violation};
+use crate::arbiter::Claim;
+use crate::machine::instant::Instant;
+
+const MS: u64 = 1_000_000;
+const CLAIM_2: Question = Question::Claim { expected: Some(1), generation: 2 };
+
+fn identity(host: u64, name: &str) -> Identity {
+    Identity::new("vm", host, name, "cpu").unwrap()
+}
+
+fn hello(role: Role, generation: u64) -> Hello {
+    let me = if role == Role::Primary { identity(1, "alpha") } else { identity(2, "beta") };
+    Hello::new(role, &me, &Settings::default(), generation)
+}
+
+fn message_hello(role: Role, generation: u64) -> Message {
+    Message::Hello(Box::new(hello(role, generation)))
+}
+
+fn ack(received: u64, executed: u64, executed_stamp: u64) -> primary::Input {
+    primary::Input::Received(Message::Ack { received, executed, executed_stamp })
+}
+
+fn beta_holds_2() -> Claim {
+    identity(2, "beta").claim(2)
+}

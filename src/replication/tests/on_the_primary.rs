@@ -1,0 +1,249 @@
+//! The primary's main paths, as whole lists of actions.
+
+use super::*;
+use primary::Action::*;
+use primary::{Input, State};
+
+fn on(primary: &mut Primary, now_ms: u64, input: Input) -> Vec<primary::Action> {
+    let mut out = Vec::new();
+    primary.on(now_ms * MS, input, &mut out);
+    out
+}
+
+fn heartbeat(now_ms: u64) -> primary::Action {
+    Send(Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0 })
+}
+
+fn entries(first: u64, count: u32, bytes: u32, stamp: u64) -> primary::Action {
+    Send(Message::Entries { first, count, bytes, stamp })
+}
+
+/// Up to the guest's start, at 0 ms.
+fn protected_with(settings: Settings) -> Primary {
+    let mut primary = Primary::new(identity(1, "alpha"), settings);
+    assert_eq!(on(&mut primary, 0, Input::Start), []);
+    assert_eq!(on(&mut primary, 0, Input::Connected), []);
+    let asked = on(&mut primary, 0, Input::Received(message_hello(Role::Backup, 0)));
+    assert_eq!(asked, [Ask(Question::Read), heartbeat(0)]);
+    let claimed = on(&mut primary, 0, Input::Arbiter(Answer::Holds(None)));
+    assert_eq!(claimed, [Ask(Question::Claim { expected: None, generation: 1 })]);
+    let prepared = on(&mut primary, 0, Input::Arbiter(Answer::Won));
+    assert_eq!(prepared, [Send(message_hello(Role::Primary, 1)), Send(Message::Boot)]);
+    let started = on(&mut primary, 0, Input::Received(Message::Welcome { generation: 1 }));
+    assert_eq!(started, [Send(Message::Welcome { generation: 1 }), StartGuest]);
+    primary
+}
+
+fn protected() -> Primary {
+    protected_with(Settings::default())
+}
+
+fn append(primary: &mut Primary, now_ms: u64, entries: u32, bytes: u32) -> Vec<primary::Action> {
+    on(primary, now_ms, Input::Appended { entries, bytes })
+}
+
+#[test]
+fn an_output_leaves_when_the_backup_has_acknowledged_its_entry() {
+    let mut primary = protected();
+    assert_eq!(append(&mut primary, 1, 3, 30), [entries(0, 3, 30, MS)]);
+    assert_eq!(append(&mut primary, 1, 1, 10), [entries(3, 1, 10, MS + 1)], "stamps differ");
+    assert_eq!(on(&mut primary, 2, ack(3, 0, 0)), [Release { below: 3 }]);
+    assert_eq!(on(&mut primary, 2, ack(3, 2, 0)), [], "nothing new");
+    assert_eq!(on(&mut primary, 2, ack(4, 4, MS + 1)), [Release { below: 4 }]);
+    assert_eq!((primary.acked(), primary.executed(), primary.lag_ns(), primary.unacked_bytes()), (4, 4, 0, 0));
+}
+
+#[test]
+fn a_horizon_goes_out_unless_entries_have_overtaken_it() {
+    let mut primary = protected();
+    append(&mut primary, 1, 2, 20);
+    let at = Instant::new(5, 70);
+    let sent = on(&mut primary, 2, Input::Horizon { entries: 2, at });
+    assert_eq!(sent, [Send(Message::Horizon { entries: 2, at, stamp: 2 * MS })]);
+    assert_eq!(on(&mut primary, 2, Input::Horizon { entries: 1, at }), []);
+}
+
+#[test]
+fn a_closed_connection_asks_the_arbiter_and_releases_when_it_is_won() {
+    let mut primary = protected();
+    append(&mut primary, 1, 2, 20);
+    let suspected = on(&mut primary, 2, Input::Disconnected);
+    assert_eq!(suspected, [Hold, Suspect(Suspicion::Closed), Ask(CLAIM_2)]);
+    assert_eq!(on(&mut primary, 2, ack(2, 0, 0)), [], "too late");
+    assert_eq!(append(&mut primary, 3, 1, 10), [], "nobody to send to");
+    assert_eq!(on(&mut primary, 4, Input::Arbiter(Answer::Won)), [Release { below: u64::MAX }]);
+    assert_eq!((primary.state(), primary.generation()), (&State::Unprotected, 2));
+    assert_eq!(append(&mut primary, 5, 1, 10), []);
+    assert_eq!((primary.appended(), primary.next_deadline()), (4, None));
+}
+
+#[test]
+fn an_unreachable_arbiter_is_asked_again_and_nothing_leaves_meanwhile() {
+    let mut primary = protected();
+    on(&mut primary, 10, Input::Disconnected);
+    assert_eq!(on(&mut primary, 11, Input::Arbiter(Answer::Unreachable)), []);
+    assert_eq!(primary.next_deadline(), Some(111 * MS));
+    assert_eq!(on(&mut primary, 110, Input::Tick { guest_clock_ns: 0 }), []);
+    assert_eq!(on(&mut primary, 111, Input::Tick { guest_clock_ns: 0 }), [Ask(CLAIM_2)]);
+}
+
+#[test]
+fn the_loser_stops_and_names_the_winner() {
+    let mut primary = protected();
+    on(&mut primary, 2, Input::Disconnected);
+    let reason = StopReason::Lost { generation: 2, holder: Some(beta_holds_2()) };
+    let text = "lost generation 2 at the arbiter: host beta (0000000000000002) holds generation 2";
+    assert_eq!(reason.to_string(), text);
+    let lost = on(&mut primary, 3, Input::Arbiter(Answer::Lost(Some(beta_holds_2()))));
+    assert_eq!(lost, [Stop(reason)]);
+    assert_eq!(on(&mut primary, 4, Input::Connected), [], "it stays stopped");
+}
+
+#[test]
+fn a_primary_that_slept_gives_up_before_it_looks_at_what_waited_for_it() {
+    let mut primary = protected();
+    append(&mut primary, 1, 2, 20);
+    let silence = Suspicion::Silence { silence_ns: 200 * MS };
+    assert_eq!(on(&mut primary, 200, ack(2, 0, 0)), [Disconnect, Hold, Suspect(silence), Ask(CLAIM_2)]);
+    let mut primary = protected();
+    append(&mut primary, 1, 2, 20);
+    assert_eq!(on(&mut primary, 199, ack(2, 0, 0))[0], Release { below: 2 }, "a nap");
+}
+
+#[test]
+fn heartbeats_go_out_and_count_and_set_the_deadlines() {
+    let mut primary = protected();
+    assert_eq!(primary.next_deadline(), Some(20 * MS));
+    let beat = on(&mut primary, 20, Input::Tick { guest_clock_ns: 7 });
+    assert_eq!(beat, [Send(Message::Heartbeat { stamp: 20 * MS, guest_clock_ns: 7 })]);
+    let heard = Input::Received(Message::Heartbeat { stamp: 1, guest_clock_ns: 0 });
+    assert_eq!(on(&mut primary, 30, heard), []);
+    assert_eq!((primary.heartbeats(), primary.heard_at()), (1, Some(30 * MS)));
+    on(&mut primary, 229, Input::Heard);
+    assert_eq!(primary.heard_at(), Some(229 * MS), "part of a message is a sign of life");
+}
+
+#[test]
+fn a_full_window_stalls_the_vcpu_and_half_a_window_lets_it_go_on() {
+    let mut primary = protected_with(Settings { window_bytes: 100, ..Settings::default() });
+    assert_eq!(append(&mut primary, 1, 1, 60), [entries(0, 1, 60, MS)]);
+    assert_eq!(append(&mut primary, 1, 1, 60), [entries(1, 1, 60, MS + 1), Stall]);
+    assert!(!primary.may_append());
+    assert_eq!(on(&mut primary, 2, ack(1, 0, 0)), [Release { below: 1 }]);
+    assert_eq!(on(&mut primary, 2, ack(2, 0, 0)), [Release { below: 2 }, Resume]);
+    let mut primary = protected_with(Settings { backlog_bytes: 100, ..Settings::default() });
+    assert_eq!(append(&mut primary, 1, 1, 100), [entries(0, 1, 100, MS), Stall]);
+    assert_eq!(on(&mut primary, 2, ack(1, 0, 0)), [Release { below: 1 }], "held, and not executed");
+    assert_eq!(on(&mut primary, 2, ack(1, 1, MS)), [Resume]);
+}
+
+#[test]
+fn a_backup_that_falls_behind_slows_the_guest_and_its_death_ends_that() {
+    let mut primary = protected();
+    append(&mut primary, 1, 1, 10);
+    let mut actions = Vec::new();
+    for now_ms in (20..1000).step_by(20) {
+        primary.on(now_ms * MS, ack(1, 0, 0), &mut actions);
+    }
+    assert_eq!(primary.lag_ns(), 979 * MS);
+    assert!(actions.contains(&SlowDown { per_mille: primary.slow_down_per_mille() }));
+    assert!(primary.slow_down_per_mille() > 0);
+    on(&mut primary, 1000, Input::Disconnected);
+    let alone = on(&mut primary, 1001, Input::Arbiter(Answer::Won));
+    assert_eq!(alone, [Release { below: u64::MAX }, SlowDown { per_mille: 0 }]);
+}
+
+#[test]
+fn the_goodbye_comes_after_the_last_output_has_left() {
+    let mut primary = protected();
+    append(&mut primary, 1, 2, 20);
+    assert_eq!(on(&mut primary, 2, Input::GuestEnded), []);
+    let goodbye = Send(Message::Goodbye(Goodbye::Ended { entries: 2 }));
+    let ended = on(&mut primary, 3, ack(2, 0, 0));
+    assert_eq!(ended, [Release { below: 2 }, goodbye, Disconnect, Stop(StopReason::Ended)]);
+}
+
+#[test]
+fn a_guest_that_ends_without_its_backup_ends_by_the_arbiter() {
+    let mut primary = protected();
+    append(&mut primary, 1, 2, 20);
+    on(&mut primary, 2, Input::GuestEnded);
+    assert_eq!(on(&mut primary, 3, Input::Disconnected), [Hold, Suspect(Suspicion::Closed), Ask(CLAIM_2)]);
+    let ended = on(&mut primary, 4, Input::Arbiter(Answer::Won));
+    assert_eq!(ended, [Release { below: u64::MAX }, Stop(StopReason::Ended)]);
+}
+
+#[test]
+fn a_diverged_backup_is_given_up() {
+    let mut primary = protected();
+    let text: Box<str> = "rax".into();
+    let diverged = on(&mut primary, 1, Input::Received(Message::Diverged { entry: 4, text: text.clone() }));
+    assert_eq!(diverged, [Disconnect, Hold, Suspect(Suspicion::Diverged { entry: 4, text }), Ask(CLAIM_2)]);
+}
+
+#[test]
+fn acknowledgements_that_cannot_be_are_not_believed() {
+    for (received, executed, stamp) in [(3, 0, 0), (2, 3, 0), (0, 0, 0), (2, 1, u64::MAX)] {
+        let mut primary = protected();
+        append(&mut primary, 1, 2, 20);
+        on(&mut primary, 1, ack(1, 1, 0));
+        let violation = Suspicion::Violation(Violation::Acknowledged { received, appended: 2 });
+        let given_up = [Disconnect, Hold, Suspect(violation), Ask(CLAIM_2)];
+        assert_eq!(on(&mut primary, 2, ack(received, executed, stamp)), given_up);
+    }
+}
+
+#[test]
+fn before_the_guest_starts_a_lost_backup_is_just_waited_for_again() {
+    let mut primary = Primary::new(identity(1, "alpha"), Settings::default());
+    on(&mut primary, 0, Input::Start);
+    on(&mut primary, 0, Input::Connected);
+    on(&mut primary, 0, Input::Received(message_hello(Role::Backup, 0)));
+    assert_eq!(on(&mut primary, 1, Input::Disconnected), [], "while claiming");
+    on(&mut primary, 1, Input::Arbiter(Answer::Holds(Some(8))));
+    assert_eq!(on(&mut primary, 1, Input::Arbiter(Answer::Won)), [], "nobody to prepare");
+    assert_eq!((primary.state(), primary.generation()), (&State::Waiting, 9));
+    on(&mut primary, 2, Input::Connected);
+    let prepared = on(&mut primary, 2, Input::Received(message_hello(Role::Backup, 0)));
+    assert_eq!(prepared, [Send(message_hello(Role::Primary, 9)), Send(Message::Boot), heartbeat(2)]);
+    assert_eq!(on(&mut primary, 3, Input::Disconnected), [Suspect(Suspicion::Closed)], "while preparing");
+    assert_eq!(primary.state(), &State::Waiting);
+}
+
+#[test]
+fn started_alone_it_claims_and_runs_and_refuses_a_backup() {
+    let mut primary = Primary::new(identity(1, "alpha"), Settings { start_alone: true, ..Settings::default() });
+    assert_eq!(on(&mut primary, 0, Input::Start), [Ask(Question::Read)]);
+    on(&mut primary, 0, Input::Arbiter(Answer::Holds(None)));
+    let won = on(&mut primary, 0, Input::Arbiter(Answer::Won));
+    assert_eq!(won, [StartGuest, Release { below: u64::MAX }]);
+    on(&mut primary, 1, Input::Connected);
+    let refused = on(&mut primary, 1, Input::Received(message_hello(Role::Backup, 0)));
+    assert_eq!(refused, [Send(Message::Refuse(Box::new(Refusal::Unprotected))), Disconnect]);
+    assert_eq!(on(&mut primary, 2, Input::StopRequested), [StopGuest]);
+    assert_eq!(on(&mut primary, 3, Input::GuestEnded), [Stop(StopReason::Ended)]);
+}
+
+#[test]
+fn a_backup_that_does_not_fit_is_told_why() {
+    let other = |change: fn(&mut Hello)| {
+        let mut hello = hello(Role::Backup, 0);
+        change(&mut hello);
+        Message::Hello(Box::new(hello))
+    };
+    let wanted = |ours: &str, theirs: &str| Wanted { ours: ours.into(), theirs: theirs.into() };
+    let cases = [
+        (Message::OtherVersion { version: 9 }, Refusal::Version { ours: 1, theirs: 9 }),
+        (other(|hello| hello.role = Role::Primary), Refusal::Role(Role::Primary)),
+        (other(|hello| hello.vm = "wm".into()), Refusal::Vm(wanted("vm", "wm"))),
+        (other(|hello| hello.cpu = "pcu".into()), Refusal::Cpu(wanted("cpu", "pcu"))),
+        (other(|hello| hello.timeout_ns = 1), Refusal::Times { heartbeat_ns: 20 * MS, timeout_ns: 1 }),
+    ];
+    for (message, refusal) in cases {
+        let mut primary = Primary::new(identity(1, "alpha"), Settings::default());
+        on(&mut primary, 0, Input::Connected);
+        let refused = on(&mut primary, 0, Input::Received(message));
+        assert_eq!(refused, [Send(Message::Refuse(Box::new(refusal))), Disconnect]);
+        assert_eq!(primary.state(), &State::Waiting);
+    }
+}
