@@ -12,7 +12,8 @@ use lockstep::console::hub::Protection;
 use lockstep::console::status::Role;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Everything a client has seen, checked for position as it comes.
 struct Screen {
@@ -176,14 +177,14 @@ async fn no_byte_leaves_before_it_is_released_and_input_is_safe_no_earlier() {
     keyboard.safe().await.unwrap();
     for (below, position, expected) in [(2, 0, b"held"), (3, 4, b"more")] {
         settle(&host).await;
-        let before = Instant::now();
+        let before = Instant::now().into_std();
         host.hub.release(below);
         let event = client.next().await.unwrap();
         assert!(event.at >= before, "{:?} has left before it was released", event.what);
         assert!(matches!(event.what, What::Output { position: p, bytes } if (p, &bytes[..]) == (position, expected)));
     }
     settle(&host).await;
-    let before = Instant::now();
+    let before = Instant::now().into_std();
     host.hub.release(4);
     let event = client.next().await.unwrap();
     assert!(event.at >= before, "{:?} was told before it was released", event.what);
