@@ -144,7 +144,7 @@ fn a_server_names_what_is_wrong_and_forgets_the_connection() {
     let hub = Arc::new(Hub::new("vm", "host", 1 << 10));
     hub.go_live(1, Protection::Unprotected);
     hub.output(0, b"a guest's output");
-    let owner = Arc::new(Owner);
+    let owner = Arc::new(Owner("host".into()));
     let names = RefCell::new(BTreeMap::new());
     let result = TestRunner::new(config()).run(&damage(), |damage| {
         let bytes = damage.apply(client_messages());
@@ -206,13 +206,13 @@ fn a_client_names_what_a_mad_server_says() {
 /// Over real sockets, while somebody works.
 #[tokio::test]
 async fn everybody_else_goes_on() {
-    let host = Host::start("a", "127.0.0.1:0");
+    let host = Host::start("a");
     host.hub.go_live(1, Protection::Unprotected);
-    let mut client = Client::connect(Options::new([&host.address])).await.unwrap();
+    let mut client = Client::connect(Options::new([&host.address()])).await.unwrap();
     let mut runner = TestRunner::new(config());
     for round in 0..300 {
         let damage = damage().new_tree(&mut runner).unwrap().current();
-        let mut stream = TcpStream::connect(&host.address).await.unwrap();
+        let mut stream = TcpStream::connect(host.place.address).await.unwrap();
         // It may close the connection before everything is written.
         let _ = stream.write_all(&damage.apply(client_messages())).await;
         let _ = stream.shutdown().await;
@@ -228,18 +228,18 @@ async fn everybody_else_goes_on() {
 /// More connections than there are slots: the last are told, and the first are served.
 #[tokio::test]
 async fn connections_are_bounded() {
-    let host = Host::start("a", "127.0.0.1:0");
+    let host = Host::start("a");
     let mut open = Vec::new();
     let mut request = Vec::new();
     ClientMessage::StatusRequest.encode(&mut request);
     for _ in 0..lockstep::console::server::CONNECTIONS_MAX {
-        let (reader, mut writer) = TcpStream::connect(&host.address).await.unwrap().into_split();
+        let (reader, mut writer) = TcpStream::connect(host.place.address).await.unwrap().into_split();
         writer.write_all(&request).await.unwrap();
         let mut reader = Reader::new(reader);
         assert!(matches!(reader.server_message().await, Ok(Some(ServerMessage::Status(_)))));
         open.push((reader, writer));
     }
-    let (reader, _writer) = TcpStream::connect(&host.address).await.unwrap().into_split();
+    let (reader, _writer) = TcpStream::connect(host.place.address).await.unwrap().into_split();
     let mut reader = Reader::new(reader);
     assert!(matches!(reader.server_message().await, Ok(Some(ServerMessage::Refused(Refusal::Busy(_))))));
 }

@@ -346,3 +346,32 @@ fn wrong_offers_are_named() {
         lockstep::console::wire::Attach { unacknowledged: 7, sent: 9, ..Session::new(2, Start::At(0)).attach() };
     assert_eq!(table.attach(&elsewhere), Err(InputError::OtherMachine { session: 2, known: 0, claimed: 7 }));
 }
+
+#[test]
+fn what_is_not_in_the_log_is_dropped_when_a_host_goes_live() {
+    let mut table = InputTable::default();
+    let mut session = Session::new(9, Start::At(0));
+    table.attach(&session.attach()).unwrap();
+    table.offer(9, 0, b"abcd").unwrap();
+    let input = table.take(1).unwrap();
+    table.logged(&input, 0);
+    table.drop_queued();
+    assert_eq!((table.waiting_bytes(), table.take(64)), (0, None));
+    let attach = lockstep::console::wire::Attach { sent: 4, ..session.attach() };
+    assert_eq!(table.attach(&attach), Ok(1), "the client sends the rest again");
+}
+
+#[test]
+fn the_session_that_has_not_typed_for_longest_is_forgotten() {
+    let mut table = InputTable::default();
+    // Session 1 types most, and least recently.
+    let typed = |session, offset| ConsoleInput { session, offset, bytes: vec![b'x'; 1 + usize::from(session == 1)] };
+    for session in 0..InputTable::SESSIONS_MAX as u64 {
+        table.replayed(&typed(session, 0), session).unwrap();
+    }
+    table.replayed(&typed(0, 1), 64).unwrap();
+    table.replayed(&typed(1000, 0), 65).unwrap();
+    let (sessions, evicted_entry) = table.log_view();
+    let kept: Vec<u64> = sessions.iter().map(|&(session, ..)| session).collect();
+    assert_eq!((kept.len(), kept.contains(&0), kept.contains(&1), evicted_entry), (64, true, false, Some(1)));
+}

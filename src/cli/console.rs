@@ -201,6 +201,7 @@ struct Screen {
     /// Whether the escape key works.
     keys: bool,
     stdout: tokio::io::Stdout,
+    stderr: tokio::io::Stderr,
     /// Address, host and generation of the present or last attachment.
     place: Option<(String, String, u64)>,
     /// When a host that is being looked for is worth a word, and why it was lost.
@@ -211,7 +212,15 @@ struct Screen {
 
 impl Screen {
     fn new(quiet: bool, keys: bool) -> Self {
-        Screen { quiet, keys, stdout: tokio::io::stdout(), place: None, search: None, at_line_start: true }
+        Screen {
+            quiet,
+            keys,
+            stdout: tokio::io::stdout(),
+            stderr: tokio::io::stderr(),
+            place: None,
+            search: None,
+            at_line_start: true,
+        }
     }
 
     async fn show(&mut self, what: What) -> anyhow::Result<()> {
@@ -275,9 +284,11 @@ impl Screen {
 
     async fn say(&mut self, text: &str) -> anyhow::Result<()> {
         if !self.quiet {
-            // Standard error is not ours to fail on.
             let start = if self.at_line_start { "" } else { "\r\n" };
-            let _ = tokio::io::stderr().write_all(format!("{start}[lockstep: {text}]\r\n").as_bytes()).await;
+            let line = format!("{start}[lockstep: {text}]\r\n");
+            // Standard error is not ours to fail on. Unflushed, the last word would be lost.
+            let _ = self.stderr.write_all(line.as_bytes()).await;
+            let _ = self.stderr.flush().await;
             self.at_line_start = true;
         }
         Ok(())

@@ -102,6 +102,10 @@ impl Core {
         loop {
             let finals = troubles.values().filter(|t| matches!(t, Trouble::Unusable(e) if e.is_final())).count();
             let limit = match finals {
+                // Every host gets the chance of a first word.
+                0 if troubles.values().any(|t| matches!(t, Trouble::NoAnswer)) => {
+                    limit.map(|limit| limit.max(self.options.timing.hello))
+                }
                 0 => limit,
                 some if some == troubles.len() => Some(Duration::ZERO),
                 _ => Some(limit.map_or(DOUBT, |limit| limit.min(DOUBT))),

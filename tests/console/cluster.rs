@@ -7,10 +7,11 @@ use lockstep::console::server::{ControlError, ControlHandler, Who, serve};
 use lockstep::console::status::{Role, Status};
 use lockstep::machine::doors::{ConsoleInput, EndReason};
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
 
 /// xorshift64*: the same seed gives the same choices.
@@ -36,11 +37,29 @@ pub enum Item {
     End(EndReason),
 }
 
+impl Item {
+    /// What was typed, if this is input.
+    pub fn typed(&self) -> Vec<u8> {
+        match self {
+            Item::Input(input) => input.bytes.clone(),
+            Item::Output(_) | Item::End(_) => Vec::new(),
+        }
+    }
+}
+
 /// The log, and how much of it the backup has acknowledged.
 #[derive(Default)]
 pub struct Log {
     pub items: Vec<Item>,
     pub acknowledged: usize,
+}
+
+impl Log {
+    /// The live host is gone: what was acknowledged survives, and perhaps a little more.
+    pub fn cut(&mut self, random: &mut Random) {
+        let survives = self.acknowledged + random.below(20);
+        self.items.truncate(survives);
+    }
 }
 
 /// A guest whose output is a pure function of its input: echo, with an account every 16 bytes. It
@@ -184,6 +203,28 @@ fn replay(hub: &Hub, log: &Log) -> Guest {
     guest
 }
 
+/// An address that stays reserved while hosts come and go on it.
+pub struct Place {
+    pub address: SocketAddr,
+    /// Bound and never listening: nobody else is given the port meanwhile.
+    _holder: TcpSocket,
+}
+
+impl Place {
+    pub fn new() -> Place {
+        let holder = TcpSocket::new_v4().unwrap();
+        holder.set_reuseaddr(true).unwrap();
+        holder.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        Place { address: holder.local_addr().unwrap(), _holder: holder }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
 enum Order {
     Freeze(mpsc::Receiver<()>),
 }
@@ -191,26 +232,34 @@ enum Order {
 /// A host: a hub and its server, in a runtime of its own.
 pub struct Host {
     pub hub: Arc<Hub>,
-    pub address: String,
+    pub place: Arc<Place>,
     kill: Option<oneshot::Sender<()>>,
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Host {
-    /// Starts a host on `address`, as a backup.
-    pub fn start(name: &str, address: &str) -> Host {
+    /// Starts a host somewhere, as a backup.
+    pub fn start(name: &str) -> Host {
+        Host::start_at(name, Arc::new(Place::new()))
+    }
+
+    /// Starts a host at `place`, as a backup.
+    pub fn start_at(name: &str, place: Arc<Place>) -> Host {
         let hub = Arc::new(Hub::new("vm", name, 1 << 20));
         let (kill, killed) = oneshot::channel::<()>();
         let (orders, mut to_obey) = tokio::sync::mpsc::unbounded_channel();
         let (ready, bound) = mpsc::channel();
-        let (served, address) = (hub.clone(), address.to_owned());
+        let (served, name, address) = (hub.clone(), name.to_owned(), place.address);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let listener = TcpListener::bind(address).await.expect("the port is free");
-                ready.send(listener.local_addr().unwrap().to_string()).unwrap();
-                let control = Arc::new(Owner);
+                let socket = TcpSocket::new_v4().unwrap();
+                socket.set_reuseaddr(true).unwrap();
+                socket.bind(address).expect("the port is ours");
+                let listener = socket.listen(64).unwrap();
+                ready.send(()).unwrap();
+                let control = Arc::new(Owner(name));
                 tokio::select! {
                     () = serve(listener, served, control, std::future::pending()) => {}
                     _ = killed => {}
@@ -219,8 +268,8 @@ impl Host {
                 }
             });
         });
-        let address = bound.recv().expect("the server starts");
-        Host { hub, address, kill: Some(kill), orders, thread: Some(thread) }
+        bound.recv().expect("the server starts");
+        Host { hub, place, kill: Some(kill), orders, thread: Some(thread) }
     }
 
     /// Stops the host's thread until the returned sender is used or dropped.
@@ -228,6 +277,13 @@ impl Host {
         let (thaw, thawed) = mpsc::channel();
         assert!(self.orders.send(Order::Freeze(thawed)).is_ok(), "the host runs");
         thaw
+    }
+}
+
+impl Host {
+    /// The console port.
+    pub fn address(&self) -> String {
+        self.place.to_string()
     }
 }
 
@@ -242,11 +298,11 @@ impl Drop for Host {
 }
 
 /// The owner of a scripted machine.
-pub struct Owner;
+pub struct Owner(pub String);
 
 impl ControlHandler for Owner {
     fn status(&self) -> Status {
-        Status { vm: "vm".into(), role: Role::Backup, entries: 5, ..Status::default() }
+        Status { vm: "vm".into(), host: self.0.clone(), role: Role::Backup, entries: 5, ..Status::default() }
     }
 
     fn stop(&self, _who: &Who) -> Result<(), ControlError> {
