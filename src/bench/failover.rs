@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::pair::Pair;
 use super::report::{Row, Target};
 use super::statistics::{largest, median, quantile};
 use super::{Bench, pause, soon};
+use crate::cli::loopback::Pair;
 use crate::console::client::{Client, Event, What};
 use crate::replication::Settings;
 

@@ -4,10 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::pair::{Pair, SETTLE, ensure_protected};
 use super::report::{Row, Target};
 use super::statistics::{largest, median, quantile};
 use super::{Bench, pause};
+use crate::cli::loopback::{Pair, SETTLE, ensure_protected};
 
 pub const NAME: &str = "lag";
 

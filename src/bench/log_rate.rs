@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::pair::{Pair, SETTLE, ensure_protected};
 use super::report::{Row, Target};
 use super::{Bench, pause};
+use crate::cli::loopback::{Pair, SETTLE, ensure_protected};
 
 pub const NAME: &str = "log-rate";
 

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::pair::{Pair, SETTLE, ensure_protected};
 use super::report::{Row, Target};
 use super::statistics::{median, quantile};
 use super::{Bench, pause, soon};
+use crate::cli::loopback::{Pair, SETTLE, ensure_protected};
 use crate::console::client::{Client, What};
 
 pub const NAME: &str = "output-delay";

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::pair::Scratch;
 use super::report::{Row, Target};
 use super::statistics::median;
 use super::{Bench, alone};
+use crate::cli::loopback::Scratch;
 use crate::cli::replay::{Replayed, replay};
 use crate::host::file_log::{FileLog, Watch};
 use crate::log::file::LogWriter;

@@ -1,18 +1,15 @@
 //! `lockstep demo`: the main job on one machine, to watch: a pair, a guest that counts, and the death of its host.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::thread;
+use std::io::Write;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-use crate::console::client::{Client, Options, What};
+use super::loopback::Pair;
+use crate::console::client::What;
 
 /// Watch a guest survive its host.
 ///
@@ -29,67 +26,18 @@ pub struct DemoArgs {
     pace: u32,
 }
 
-/// A side of the pair, ended with the demo however that ends: by its drop, or by the kernel when this process dies.
-struct Side {
-    child: Child,
-    console: String,
-    channel: Option<String>,
-}
-
-impl Drop for Side {
-    fn drop(&mut self) {
-        // Killing what has ended already fails, and that is well.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Side {
-    /// Starts this very program with `arguments` and waits until it says where it listens.
-    fn start(arguments: &[&str]) -> anyhow::Result<Side> {
-        let program = std::env::current_exe().context("cannot find this program's own file")?;
-        let mut command = Command::new(program);
-        // SAFETY: between fork and exec, this makes one system call and touches no memory of the parent's.
-        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
-        let mut child = command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot start a side of the pair")?;
-        let mut lines = BufReader::new(child.stderr.take().context("no pipe to the child")?).lines();
-        let mut side = Side { child, console: String::new(), channel: None };
-        let line = lines.next().context("a side of the pair ended at once")??;
-        let Some((_, console)) = line.rsplit_once(", console ") else {
-            bail!("{}", line.strip_prefix("lockstep: ").unwrap_or(&line));
-        };
-        side.console = console.to_string();
-        side.channel = line.split_once("logging channel ").and_then(|(_, rest)| Some(rest.split_once(',')?.0.into()));
-        // Whatever it says later is not part of the show; the pipe must not fill up.
-        thread::spawn(move || lines.for_each(drop));
-        Ok(side)
-    }
-}
-
 fn tell(text: &str) {
     println!("\x1b[1m── {text}\x1b[0m");
 }
 
 /// Runs `lockstep demo`.
 pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
-    let directory = std::env::temp_dir().join(format!("lockstep-demo-{}", std::process::id()));
-    std::fs::create_dir(&directory).with_context(|| format!("cannot make the directory {}", directory.display()))?;
-    let runtime = super::remote::runtime()?;
-    let result = runtime.block_on(async {
+    super::remote::runtime()?.block_on(async {
         tokio::select! {
-            result = show(&args, &directory) => result,
+            result = show(&args) => result,
             _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)),
         }
-    });
-    // Nothing of the demo stays behind.
-    let _ = std::fs::remove_dir_all(&directory);
-    result
+    })
 }
 
 /// What the console has shown, and the counting in it.
@@ -114,39 +62,12 @@ impl Screen {
     }
 }
 
-async fn show(args: &DemoArgs, directory: &Path) -> anyhow::Result<ExitCode> {
-    let arbiter = directory.to_str().context("the temporary directory's name is no text")?;
-    let mut primary = Side::start(&[
-        "primary",
-        "--name",
-        "demo",
-        "--host",
-        "host-a",
-        "--arbiter",
-        arbiter,
-        "--control",
-        "127.0.0.1:0",
-        "--channel",
-        "127.0.0.1:0",
-    ])?;
-    let channel = primary.channel.clone().context("the primary did not say where its channel is")?;
-    tell(&format!("primary started: process {}, console {}", primary.child.id(), primary.console));
-    let backup = Side::start(&[
-        "backup",
-        "--name",
-        "demo",
-        "--host",
-        "host-b",
-        "--arbiter",
-        arbiter,
-        "--control",
-        "127.0.0.1:0",
-        "--primary",
-        &channel,
-    ])?;
-    tell(&format!("backup started: process {}, console {}", backup.child.id(), backup.console));
-
-    let mut client = Client::start(Options::new([primary.console.clone(), backup.console.clone()]))?;
+async fn show(args: &DemoArgs) -> anyhow::Result<ExitCode> {
+    let pair = Pair::start("shell", "", &[])?;
+    for (role, side) in [("primary", &pair.primary), ("backup", &pair.backup)] {
+        tell(&format!("{role} started: process {}, console {}", side.pid(), side.control));
+    }
+    let mut client = pair.console().await?;
     client.send(format!("count {} {}\n", args.count, args.pace).as_bytes()).await?;
     let mut screen = Screen::default();
     let mut expected = 1;
@@ -183,9 +104,9 @@ async fn show(args: &DemoArgs, directory: &Path) -> anyhow::Result<ExitCode> {
             }
         }
         if killed.is_none() && expected > args.count / 2 {
-            tell(&format!("kill -9 {} (the primary)", primary.child.id()));
+            tell(&format!("kill -9 {} (the primary)", pair.primary.pid()));
             killed = Some(Instant::now());
-            primary.child.kill().context("cannot kill the primary")?;
+            pair.primary.signal(Signal::SIGKILL)?;
         }
     }
     let (host, generation) = moved.context("the guest did not move")?;

@@ -6,6 +6,7 @@ pub mod console;
 pub mod demo;
 pub mod interrupts;
 pub mod log;
+pub mod loopback;
 pub mod machine_args;
 pub mod pair;
 pub mod record;

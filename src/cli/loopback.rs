@@ -1,5 +1,5 @@
-//! A real pair for a measurement: two processes of this very program on loopback, and what they say. Both die with
-//! the guard, whatever happens.
+//! A real pair on this machine, for the demo and for measurements: two processes of this very program on loopback, and what
+//! they say. Both die with the guard, or with this process, whatever happens.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -23,14 +23,13 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Within this a status shows what has happened.
 pub const SETTLE: Duration = Duration::from_millis(200);
 
-/// A directory of this measurement's own, removed at the end.
+/// A directory of this pair's own, removed at the end.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
     /// A new one.
     pub fn new() -> anyhow::Result<Self> {
-        let path =
-            std::env::temp_dir().join(format!("lockstep-bench-{}-{:016x}", std::process::id(), getrandom::u64()?));
+        let path = std::env::temp_dir().join(format!("lockstep-{}-{:016x}", std::process::id(), getrandom::u64()?));
         std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Scratch(path))
     }
@@ -104,7 +103,8 @@ impl Side {
         }
     }
 
-    fn pid(&self) -> Pid {
+    /// Its process.
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }
 
@@ -193,7 +193,7 @@ impl Pair {
 }
 
 /// What both sides are told.
-const COMMON: [&str; 4] = ["--control", "127.0.0.1:0", "--name", "bench"];
+const COMMON: [&str; 4] = ["--control", "127.0.0.1:0", "--name", "loopback"];
 
 /// Starts a primary; itself, its logging channel, its directory.
 fn primary(application: &str, arguments: &str, options: &[&str]) -> anyhow::Result<(Side, String, Scratch)> {
