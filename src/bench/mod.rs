@@ -86,9 +86,9 @@ impl Bench {
 
 /// Lets `future` take as long as anything here may, and no longer.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> anyhow::Result<T> {
-    tokio::time::timeout(loopback::PATIENCE, future)
+    tokio::time::timeout(crate::cli::loopback::PATIENCE, future)
         .await
-        .map_err(|_| anyhow::anyhow!("{what}: nothing for {} s", loopback::PATIENCE.as_secs()))
+        .map_err(|_| anyhow::anyhow!("{what}: nothing for {} s", crate::cli::loopback::PATIENCE.as_secs()))
 }
 
 async fn pause(duration: Duration) {
