@@ -146,11 +146,11 @@ mod tests {
         let mut pit = Pit::default();
         assert_eq!(pit.period_ns(), 0);
         program(&mut pit, 11_932); // 100 Hz
-        assert_eq!(pit.period_ns(), 10_000_152);
+        assert_eq!(pit.period_ns(), 10_000_150);
         program(&mut pit, 100);
         assert_eq!(pit.period_ns(), MIN_PERIOD_NS, "faster than 1,000 Hz is 1,000 Hz");
         program(&mut pit, 0);
-        assert_eq!(pit.period_ns(), 54_925_493);
+        assert_eq!(pit.period_ns(), 54_925_401);
         pit.write(3, 0x30, 0); // mode 0: one shot
         assert_eq!(pit.period_ns(), 0);
     }

@@ -190,7 +190,7 @@ fn bytes_that_are_no_entry_are_refused_by_name() {
     let digest_with = |rest: &[u8]| [&[digest], &[0; 16][..], rest].concat();
 
     assert_eq!(refused(&[], &[7]), UnknownKind(7));
-    assert_eq!(refused(&[], &[end, 5]), UnknownEnd(5));
+    assert_eq!(refused(&[], &[end, 6]), UnknownEnd(6));
     assert_eq!(refused(&[entry(0, 0, Body::End(EndReason::Stopped))], &[tick]), AfterEnd);
     for small in [0, 1] {
         assert_eq!(refused(&[], &[tick | exits_byte, small]), NotCanonical(Field::Exits));
