@@ -18,19 +18,33 @@ use lockstep::machine::snapshot::Boot;
 use recording::machine::{Ran, Recording, boot, read_log, record, replay, write_log};
 use recording::process::{lockstep, path, text};
 
-/// One recording, to be changed in many ways.
-fn recording() -> &'static (Boot, Vec<Entry>) {
-    static RECORDING: OnceLock<(Boot, Vec<Entry>)> = OnceLock::new();
-    RECORDING.get_or_init(|| {
-        let directory = tempfile::tempdir().expect("a directory");
-        let file = directory.path().join("log");
-        let how = Recording { digest_every: Duration::from_millis(8), typist: Some(77), ..Recording::default() };
-        let recorded = record(&boot("mix 7 4 hz=1000"), &file, how);
-        assert_eq!(recorded.end.expect("the guest ends"), EndReason::Exit(0));
-        let replayed = replay(&file);
-        assert_eq!(replayed.end.expect("unchanged, the log replays"), EndReason::Exit(0));
-        read_log(&file)
-    })
+/// A recording, to be changed in many ways.
+struct Recorded {
+    boot: Boot,
+    entries: Vec<Entry>,
+}
+
+fn recorded(command_line: &str, typist: Option<u64>) -> Recorded {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("log");
+    let how = Recording { digest_every: Duration::from_millis(4), typist, ..Recording::default() };
+    let ran = record(&boot(command_line), &file, how);
+    assert_eq!(ran.end.expect("the guest ends"), EndReason::Exit(0));
+    assert_eq!(replay(&file).end.expect("unchanged, the log replays"), EndReason::Exit(0));
+    let (boot, entries) = read_log(&file);
+    Recorded { boot, entries }
+}
+
+/// A guest that does the same whatever happens to it: an event leaves its traces in memory alone, where only a digest finds them.
+fn computing() -> &'static Recorded {
+    static RECORDED: OnceLock<Recorded> = OnceLock::new();
+    RECORDED.get_or_init(|| recorded("compute 10 hz=1000", None))
+}
+
+/// A guest for which whatever happens decides what it does next.
+fn mixing() -> &'static Recorded {
+    static RECORDED: OnceLock<Recorded> = OnceLock::new();
+    RECORDED.get_or_init(|| recorded("mix 7 4 hz=1000", Some(77)))
 }
 
 struct Changed {
@@ -48,45 +62,52 @@ impl Changed {
     }
 }
 
-/// The recording with a change.
-fn changed(change: impl FnOnce(&mut Boot, &mut Vec<Entry>)) -> Changed {
-    let (mut boot, mut entries) = recording().clone();
-    change(&mut boot, &mut entries);
-    let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("changed.log");
-    write_log(&file, &boot, &entries);
-    Changed { _directory: directory, file }
+impl Recorded {
+    /// The recording with a change.
+    fn changed(&self, change: impl FnOnce(&mut Boot, &mut Vec<Entry>)) -> Changed {
+        let (mut boot, mut entries) = (self.boot.clone(), self.entries.clone());
+        change(&mut boot, &mut entries);
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("changed.log");
+        write_log(&file, &boot, &entries);
+        Changed { _directory: directory, file }
+    }
+
+    /// The first entry that is `wanted`, from a quarter of the log on, with a digest still to come.
+    fn find(&self, wanted: impl Fn(usize, &Entry) -> bool) -> usize {
+        let last = self.entries.iter().rposition(|entry| matches!(entry.body, Body::Digest(_))).expect("a digest");
+        (self.entries.len() / 4..last).find(|&i| wanted(i, &self.entries[i])).expect("the recording has such an entry")
+    }
+
+    /// The first entry at or after `from` that checks the whole machine.
+    fn next_digest(&self, from: usize) -> usize {
+        let digest = |&i: &usize| matches!(self.entries[i].body, Body::Digest(_));
+        (from..self.entries.len()).find(digest).expect("a digest follows")
+    }
+
+    /// A tick at a safepoint whose neighbours leave it room to move, and after which a digest comes before any output.
+    fn movable_tick(&self) -> usize {
+        self.find(|i, entry| {
+            let (before, after) = (self.entries[i - 1].at, self.entries[i + 1].at);
+            let room = before.exits == entry.at.exits
+                && before.polls + 1 < entry.at.polls
+                && after.exits == entry.at.exits
+                && entry.at.polls + 2 < after.polls;
+            matches!(entry.body, Body::Tick) && room && self.digest_comes_first(i)
+        })
+    }
+
+    fn digest_comes_first(&self, from: usize) -> bool {
+        let check = |entry: &&Entry| matches!(entry.body, Body::Digest(_) | Body::Output { .. } | Body::End(_));
+        let next = self.entries[from + 1..].iter().find(check);
+        next.is_some_and(|entry| matches!(entry.body, Body::Digest(_)))
+    }
 }
 
-/// The first entry that is `wanted`, from the middle of the log on.
-fn find(wanted: impl Fn(usize, &Entry) -> bool) -> usize {
-    let entries = &recording().1;
-    (entries.len() / 2..entries.len()).find(|&i| wanted(i, &entries[i])).expect("the recording has such an entry")
-}
-
-/// The first entry at or after `from` that checks the whole machine.
-fn next_digest(from: usize) -> usize {
-    let entries = &recording().1;
-    (from..entries.len()).find(|&i| matches!(entries[i].body, Body::Digest(_))).expect("a digest follows")
-}
-
-/// A tick at a safepoint whose neighbours leave it room to move, and after which a digest comes before any output.
-fn movable_tick() -> usize {
-    let entries = &recording().1;
-    find(|i, entry| {
-        let (before, after) = (entries[i - 1].at, entries[i + 1].at);
-        let room = before.exits == entry.at.exits
-            && before.polls + 1 < entry.at.polls
-            && after.exits == entry.at.exits
-            && entry.at.polls + 1 < after.polls;
-        matches!(entry.body, Body::Tick) && room && digest_comes_first(i)
-    })
-}
-
-fn digest_comes_first(from: usize) -> bool {
-    let check = |entry: &&Entry| matches!(entry.body, Body::Digest(_) | Body::Output { .. } | Body::End(_));
-    let next = recording().1[from + 1..].iter().find(check);
-    next.is_some_and(|entry| matches!(entry.body, Body::Digest(_)))
+/// Checks that the replay left the log behind entry `changed`, and was caught at entry `digest` at the latest.
+fn assert_caught_in_time(ran: &Ran, changed: usize, digest: usize) {
+    let divergence = ran.divergence();
+    assert!((changed as u64..=digest as u64).contains(&divergence.entry), "{changed} to {digest}: {divergence}");
 }
 
 /// Checks that the replay ended at entry `number` of the changed log, with digests that differ; gives the report.
@@ -101,23 +122,25 @@ fn assert_caught_by_digest(ran: &Ran, number: usize) -> String {
 
 #[test]
 fn a_tick_one_safepoint_early_or_late() {
-    let tick = movable_tick();
+    let recorded = computing();
+    let tick = recorded.movable_tick();
     for step in [-1, 1] {
-        let log = changed(|_, entries| {
+        let log = recorded.changed(|_, entries| {
             let at = entries[tick].at;
             entries[tick].at = Instant::new(at.exits, at.polls.strict_add_signed(step));
         });
-        let report = assert_caught_by_digest(&log.replay(), next_digest(tick));
+        let report = assert_caught_by_digest(&log.replay(), recorded.next_digest(tick));
         assert!(report.contains("memory: first differing page 0x"), "{report}");
     }
 }
 
 #[test]
 fn a_tick_at_an_instant_that_the_guest_does_not_pass() {
-    let exit = find(|i, entry| {
-        matches!(entry.body, Body::Clock(_)) && recording().1[i - 1].at.exits < entry.at.exits && i > 0
+    let recorded = mixing();
+    let exit = recorded.find(|i, entry| {
+        matches!(entry.body, Body::Clock(_)) && recorded.entries[i - 1].at.exits < entry.at.exits && i > 0
     });
-    let log = changed(|_, entries| {
+    let log = recorded.changed(|_, entries| {
         let at = entries[exit].at;
         // Behind the last safepoint before this exit, and still before the exit.
         let never = Entry { at: Instant::new(at.exits - 1, at.polls + 1), body: Body::Tick };
@@ -131,74 +154,79 @@ fn a_tick_at_an_instant_that_the_guest_does_not_pass() {
 #[test]
 fn a_dropped_entry() {
     // One that found the guest computing: of ticks that find interrupts off, several are one.
-    let tick = movable_tick();
-    let log = changed(|_, entries| drop(entries.remove(tick)));
-    assert_caught_by_digest(&log.replay(), next_digest(tick) - 1);
+    let recorded = computing();
+    let tick = recorded.movable_tick();
+    let log = recorded.changed(|_, entries| drop(entries.remove(tick)));
+    assert_caught_by_digest(&log.replay(), recorded.next_digest(tick) - 1);
 
-    let input = find(|i, entry| matches!(entry.body, Body::Console(_)) && digest_comes_first(i));
-    let log = changed(|_, entries| drop(entries.remove(input)));
-    assert_caught_by_digest(&log.replay(), next_digest(input) - 1);
+    let recorded = mixing();
+    let input = recorded.find(|_, entry| matches!(entry.body, Body::Console(_)));
+    let log = recorded.changed(|_, entries| drop(entries.remove(input)));
+    assert_caught_in_time(&log.replay(), input, recorded.next_digest(input) - 1);
 
     // What the guest asks for and what it says is missed where it happens.
     for answer in [
-        find(|_, entry| matches!(entry.body, Body::Clock(_))),
-        find(|_, entry| matches!(entry.body, Body::Entropy(_))),
-        find(|_, entry| matches!(entry.body, Body::Output { .. })),
+        recorded.find(|_, entry| matches!(entry.body, Body::Clock(_))),
+        recorded.find(|_, entry| matches!(entry.body, Body::Entropy(_))),
+        recorded.find(|_, entry| matches!(entry.body, Body::Output { .. })),
     ] {
-        let log = changed(|_, entries| drop(entries.remove(answer)));
+        let log = recorded.changed(|_, entries| drop(entries.remove(answer)));
         let ran = log.replay();
         let divergence = ran.divergence();
         assert_eq!(divergence.entry, answer as u64, "{divergence}");
-        assert_eq!(divergence.at, recording().1[answer].at, "{divergence}");
+        assert_eq!(divergence.at, recorded.entries[answer].at, "{divergence}");
         assert!(matches!(divergence.difference, Difference::Kind { .. }), "{divergence}");
     }
 }
 
 #[test]
 fn an_entry_too_many() {
-    let tick = movable_tick();
-    let log = changed(|_, entries| {
+    let recorded = computing();
+    let tick = recorded.movable_tick();
+    let log = recorded.changed(|_, entries| {
         let at = entries[tick].at;
         entries.insert(tick + 1, Entry { at: Instant::new(at.exits, at.polls + 1), body: Body::Tick });
     });
-    assert_caught_by_digest(&log.replay(), next_digest(tick) + 1);
+    assert_caught_by_digest(&log.replay(), recorded.next_digest(tick) + 1);
 }
 
 #[test]
 fn a_changed_answer() {
-    let clock = find(|i, entry| matches!(entry.body, Body::Clock(_)) && digest_comes_first(i));
-    let log = changed(|_, entries| {
+    let recorded = mixing();
+    let clock = recorded.find(|_, entry| matches!(entry.body, Body::Clock(_)));
+    let log = recorded.changed(|_, entries| {
         let Body::Clock(value) = &mut entries[clock].body else { unreachable!() };
         *value += 1;
     });
-    assert_caught_by_digest(&log.replay(), next_digest(clock));
+    assert_caught_in_time(&log.replay(), clock + 1, recorded.next_digest(clock));
 
-    let entropy = find(|i, entry| matches!(entry.body, Body::Entropy(_)) && digest_comes_first(i));
-    let log = changed(|_, entries| {
+    let entropy = recorded.find(|_, entry| matches!(entry.body, Body::Entropy(_)));
+    let log = recorded.changed(|_, entries| {
         let Body::Entropy(value) = &mut entries[entropy].body else { unreachable!() };
         *value ^= 1 << 63;
     });
-    assert_caught_by_digest(&log.replay(), next_digest(entropy));
+    assert_caught_in_time(&log.replay(), entropy + 1, recorded.next_digest(entropy));
 
-    let input = find(|i, entry| matches!(entry.body, Body::Console(_)) && digest_comes_first(i));
-    let log = changed(|_, entries| {
+    let input = recorded.find(|_, entry| matches!(entry.body, Body::Console(_)));
+    let log = recorded.changed(|_, entries| {
         let Body::Console(input) = &mut entries[input].body else { unreachable!() };
         input.bytes[0] ^= 1;
     });
-    assert_caught_by_digest(&log.replay(), next_digest(input));
+    assert_caught_in_time(&log.replay(), input + 1, recorded.next_digest(input));
 }
 
 #[test]
 fn another_output_or_another_end() {
-    let output = find(|_, entry| matches!(entry.body, Body::Output { .. }));
-    let log = changed(|_, entries| {
+    let recorded = mixing();
+    let output = recorded.find(|_, entry| matches!(entry.body, Body::Output { .. }));
+    let log = recorded.changed(|_, entries| {
         let Body::Output { check, .. } = &mut entries[output].body else { unreachable!() };
         *check ^= 1;
     });
     assert_eq!(log.replay().divergence().entry, output as u64);
 
-    let end = recording().1.len() - 1;
-    let log = changed(|_, entries| entries[end].body = Body::End(EndReason::Exit(1)));
+    let end = recorded.entries.len() - 1;
+    let log = recorded.changed(|_, entries| entries[end].body = Body::End(EndReason::Exit(1)));
     assert_eq!(log.replay().divergence().entry, end as u64);
 }
 
@@ -222,8 +250,9 @@ fn loaded_at(image: &[u8], offset: usize) -> u64 {
 fn one_byte_of_memory() {
     let text = b"no application `";
     let offset = guest::IMAGE.windows(text.len()).position(|bytes| bytes == text).expect("a text of the image");
-    let log = changed(|boot, _| boot.image[offset] ^= 0x20);
-    let first = recording().1.iter().position(|entry| matches!(entry.body, Body::Digest(_))).expect("a digest");
+    let recorded = computing();
+    let log = recorded.changed(|boot, _| boot.image[offset] ^= 0x20);
+    let first = recorded.entries.iter().position(|entry| matches!(entry.body, Body::Digest(_))).expect("a digest");
     let report = assert_caught_by_digest(&log.replay(), first);
     let page = loaded_at(guest::IMAGE, offset) >> 12;
     let wanted = format!("memory: first differing page {page:#x} (address {:#x})", page << 12);
@@ -232,7 +261,8 @@ fn one_byte_of_memory() {
 
 #[test]
 fn one_bit_of_every_part_of_a_digest() {
-    let digest = next_digest(recording().1.len() / 2);
+    let recorded = computing();
+    let digest = recorded.next_digest(recorded.entries.len() / 2);
     type Change = fn(&mut Digest);
     let change: [(&str, Change); 7] = [
         ("rax is 0x", |digest| digest.registers[0] ^= 1),
@@ -247,7 +277,7 @@ fn one_bit_of_every_part_of_a_digest() {
         ("memory differs in a page that the digest does not list", |digest| digest.memory ^= 1),
     ];
     for (wanted, change) in change {
-        let log = changed(|_, entries| {
+        let log = recorded.changed(|_, entries| {
             let Body::Digest(digest) = &mut entries[digest].body else { unreachable!() };
             change(digest);
         });
@@ -259,9 +289,10 @@ fn one_bit_of_every_part_of_a_digest() {
 /// The program says the same, for people and for programs, and ends with the status that means it.
 #[test]
 fn the_command_reports_it_with_status_3() {
-    let tick = movable_tick();
-    let digest = next_digest(tick);
-    let log = changed(|_, entries| entries[tick].at.polls += 1);
+    let recorded = computing();
+    let tick = recorded.movable_tick();
+    let digest = recorded.next_digest(tick);
+    let log = recorded.changed(|_, entries| entries[tick].at.polls += 1);
 
     let output = lockstep(&["replay", path(log.file())]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
@@ -273,6 +304,6 @@ fn the_command_reports_it_with_status_3() {
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     assert_eq!((&told["equivalent"], &told["entry"]), (&false.into(), &digest.into()), "{told}");
-    assert_eq!(told["exits"], recording().1[digest].at.exits, "{told}");
+    assert_eq!(told["exits"], recorded.entries[digest].at.exits, "{told}");
     assert!(told["difference"].as_str().is_some_and(|text| text.contains("first differing page 0x")), "{told}");
 }
