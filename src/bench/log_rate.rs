@@ -22,13 +22,12 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
 
 async fn at(hz: u32, most: f64, seconds: u64) -> anyhow::Result<Vec<Row>> {
     let pair = Pair::start("compute", &format!("1000000 hz={hz}"), &[])?;
-    let mut watch = pair.primary.watch().await?;
     pause(WARM_UP).await;
-    let (before, began) = (watch.status().await?, Instant::now());
+    let (before, began) = (pair.primary.status().await?, Instant::now());
     pause(Duration::from_secs(seconds)).await;
-    let (after, took) = (watch.status().await?, began.elapsed().as_secs_f64());
+    let (after, took) = (pair.primary.status().await?, began.elapsed().as_secs_f64());
     pause(SETTLE).await;
-    ensure_protected(&watch.status().await?)?;
+    ensure_protected(&pair.primary.status().await?)?;
     let rate = |from: u64, to: u64| to.saturating_sub(from) as f64 / took / 1e3;
     let entries = after.entries.saturating_sub(before.entries);
     let sent = rate(before.channel_sent_bytes, after.channel_sent_bytes);
