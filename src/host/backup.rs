@@ -114,6 +114,7 @@ struct Driver {
     stopped: Option<StopReason>,
     divergence: Option<Box<Divergence>>,
     rate: Rate,
+    heartbeats_sent: u64,
 }
 
 /// How a backup came to its end.
@@ -149,6 +150,7 @@ pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
         stopped: None,
         divergence: None,
         rate: Rate::default(),
+        heartbeats_sent: 0,
     };
     let result = driver.drive().await;
     driver.finish(result).await
@@ -257,6 +259,7 @@ impl Driver {
                 self.connecting = Some(Box::pin(async move { TcpStream::connect(primary).await }));
             }
             Action::Send(message) => {
+                self.heartbeats_sent += u64::from(matches!(message, Message::Heartbeat { .. }));
                 if let Some(connection) = &mut self.connection
                     && let Err(error) = connection.send(&message, &[])
                 {
@@ -468,6 +471,7 @@ impl Driver {
 
     fn report(&mut self) {
         let now = boot_clock_ns();
+        let heartbeats_sent = self.heartbeats_sent;
         let rate = self.rate.per_second();
         let (protocol, replica) = (&self.protocol, &self.replica);
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
@@ -486,6 +490,7 @@ impl Driver {
             status.log_bytes_per_s = rate;
             status.entries = protocol.received();
             status.execution_lag_entries = Some(protocol.received() - protocol.executed());
+            status.heartbeats_sent = heartbeats_sent;
             status.heartbeats_received = protocol.heartbeats();
             status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
             status.guest = match replica {

@@ -80,6 +80,7 @@ struct Driver {
     ended: Option<EndReason>,
     stopped: Option<StopReason>,
     rate: Rate,
+    heartbeats_sent: u64,
 }
 
 /// Runs a primary until its guest has ended or the protocol stops it.
@@ -113,6 +114,7 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         ended: None,
         stopped: None,
         rate: Rate::default(),
+        heartbeats_sent: 0,
     };
     hub.set_input_waker(Box::new(move || world.input_waits()));
     let result = driver.drive(&listener, &mut vcpu).await;
@@ -188,6 +190,7 @@ impl Driver {
     fn perform(&mut self, action: Action) -> Result<(), HostError> {
         match action {
             Action::Send(message) => {
+                self.heartbeats_sent += u64::from(matches!(message, Message::Heartbeat { .. }));
                 if message == Message::Boot {
                     self.set_boot_time()?;
                 }
@@ -350,6 +353,7 @@ impl Driver {
 
     fn report(&mut self) {
         let now = boot_clock_ns();
+        let heartbeats_sent = self.heartbeats_sent;
         let rate = self.rate.per_second();
         let (protocol, ended) = (&self.protocol, &self.ended);
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
@@ -370,6 +374,7 @@ impl Driver {
             status.entries_acknowledged = protected.then(|| protocol.acked());
             status.log_bytes_per_s = rate;
             status.entries = protocol.appended();
+            status.heartbeats_sent = heartbeats_sent;
             status.heartbeats_received = protocol.heartbeats();
             status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
             status.log_bytes = log_bytes;
