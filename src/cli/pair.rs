@@ -35,7 +35,7 @@ pub struct PairArgs {
     /// Name of this host, for people; the system's host name where it is left out
     #[arg(long, value_name = "NAME")]
     pub host: Option<String>,
-    /// Keep a copy of the log in this file
+    /// Keep a copy of the log in this file (a backup that diverges keeps one in any case, and says where)
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
     /// Size at which the copy of the log is given up, in MiB
@@ -194,7 +194,11 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
 pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
     channel_runtime()?.block_on(async {
-        let (site, control) = args.pair.site(&args.name, &cpu, Settings::default()).await?;
+        let (mut site, control) = args.pair.site(&args.name, &cpu, Settings::default()).await?;
+        // A divergence is worth nothing without the log that shows it. Whoever names no file gets one for that case alone.
+        let scratch = std::env::temp_dir().join(format!("lockstep-{}-{}.lslog", args.name, std::process::id()));
+        let asked_for = site.keeping.file.is_some();
+        site.keeping.file.get_or_insert_with(|| scratch.clone());
         eprintln!(
             "lockstep: backup of `{}`; primary {}, console {}",
             site.me.vm(),
@@ -203,7 +207,13 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
         );
         let (hub, board) = (site.hub.clone(), site.board.clone());
         let machine = backup::run(site, args.primary);
-        let end = serve(control, hub, board, machine).await??;
+        let end = serve(control, hub, board, machine).await?;
+        let diverged = end.as_ref().is_ok_and(|end| end.divergence.is_some());
+        if !asked_for && !diverged {
+            // Gone already if the primary never came.
+            let _ = std::fs::remove_file(&scratch);
+        }
+        let end = end?;
         say(&end.outcome);
         if let (Some(_), Some(log)) = (&end.divergence, &end.log) {
             eprintln!("lockstep: the log is kept: lockstep replay {}", log.display());
