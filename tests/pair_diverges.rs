@@ -87,7 +87,7 @@ fn a_backup_that_diverges_stops_and_keeps_the_log_and_the_primary_goes_on() {
     let mut backup =
         Side::spawn("backup", &[], &words(&format!("backup --arbiter {arbiter} {addresses} --primary {forged}")));
 
-    let client = Console::attach(&[console.clone()], None);
+    let client = Console::attach(std::slice::from_ref(&console), None);
     client.shows("transcript\r\n");
     for _ in 0..FORGED {
         client.type_bytes(b"a line\r");
