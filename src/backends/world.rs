@@ -135,7 +135,8 @@ impl World {
         self.abandoned.load(SeqCst)
     }
 
-    /// vCPU thread: what is due. A tick and a request are handed over; waiting input stays until [`input_taken`](Self::input_taken).
+    /// vCPU thread: what is due. A tick and a request are handed over; waiting input stays until somebody is
+    /// [`looking_for_input`](Self::looking_for_input).
     /// `period_ns` is the guest's timer period now.
     pub fn take_due(&self, period_ns: u64) -> Due {
         if self.period_ns.load(SeqCst) != period_ns {
@@ -148,19 +149,23 @@ impl World {
         }
         let mut state = self.state();
         let due = state.due;
-        if due.stop || due.tick {
-            // One thing at a time: the caller asks again after each event.
-            if !due.stop {
-                state.due.tick = false;
-            }
+        // One thing at a time: the caller asks again after each event.
+        if !due.stop {
+            state.due.tick = false;
         }
         self.anything.store(state.due.input || state.due.stop, SeqCst);
         due
     }
 
-    /// vCPU thread: there is no more input to take. (Whoever brings some later says so again.)
-    pub fn input_taken(&self) {
+    /// vCPU thread: about to look for input. Before the look, not after it: what comes in between says so again.
+    pub fn looking_for_input(&self) {
         self.state().due.input = false;
+    }
+
+    /// vCPU thread: there was input, and there may be more.
+    pub fn input_may_remain(&self) {
+        self.state().due.input = true;
+        self.anything.store(true, SeqCst);
     }
 
     /// vCPU thread of an idle guest: waits until something is due; waiting input counts if `room`.

@@ -99,12 +99,13 @@ impl<L: Log> Inputs for LiveDoor<L> {
                 return Ok(Some(Event::Tick));
             }
             if due.input && ready.console_room > 0 {
+                self.world.looking_for_input();
                 if let Some(input) = self.console.take(ready.console_room) {
+                    self.world.input_may_remain();
                     let entry = self.log(at, Body::Console(input.clone()))?;
                     self.console.logged(&input, entry);
                     return Ok(Some(Event::Console(input)));
                 }
-                self.world.input_taken();
                 continue;
             }
             if !ready.idle {
@@ -134,5 +135,46 @@ impl<L: Log> Outputs for LiveDoor<L> {
         let entry = self.log(at, Body::End(reason.clone()))?;
         self.console.ended(entry, reason);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::doors::ConsoleInput;
+    use crate::machine::memory;
+    use crate::machine::safepoint::Safepoints;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    /// A console whose first look finds nothing, and to which somebody types just then.
+    struct TypedMeanwhile {
+        world: Arc<World>,
+        looks: AtomicU64,
+    }
+
+    impl Console for TypedMeanwhile {
+        fn output(&self, _: u64, _: &[u8]) {}
+        fn take(&self, _: usize) -> Option<ConsoleInput> {
+            if self.looks.fetch_add(1, SeqCst) == 0 {
+                self.world.input_waits();
+                return None;
+            }
+            Some(ConsoleInput { session: 1, offset: 0, bytes: vec![b'x'] })
+        }
+        fn logged(&self, _: &ConsoleInput, _: u64) {}
+        fn ended(&self, _: u64, _: &EndReason) {}
+        fn replayed_output(&self, _: u64, _: &[u8]) {}
+        fn replayed_input(&self, _: &ConsoleInput, _: u64) {}
+    }
+
+    #[test]
+    fn what_is_typed_while_the_vcpu_looks_for_input_is_found() {
+        let world = World::new(Safepoints::new(memory::map(memory::MIN).unwrap()), 0, 0);
+        let console = Arc::new(TypedMeanwhile { world: world.clone(), looks: AtomicU64::new(0) });
+        let mut door = LiveDoor::new(world.clone(), console, NoLog, u64::MAX);
+        world.input_waits();
+        let ready = Readiness { idle: false, console_room: 64, timer_period_ns: 0 };
+        let event = door.event(Instant::BOOT, ready).unwrap();
+        assert!(matches!(event, Some(Event::Console(_))), "the guest would wait for the next key: {event:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! The doors of a backup: the log first, and the world from the moment on at which it goes live.
 
 use super::live::{LiveDoor, Log};
-use super::replay::{ReplayDoor, Source, Tally};
+use super::replay::{ReplayDoor, Source};
 use crate::machine::digest::Digest;
 use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
@@ -25,14 +25,6 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
     /// Doors that replay until the log ends, and then are what `go_live` makes of it.
     pub fn new(replay: ReplayDoor<S>, go_live: F) -> Self {
         TakeoverDoor { who: Who::Log(replay), go_live: Some(go_live) }
-    }
-
-    /// What the replay has met, while it lasts.
-    pub fn tally(&self) -> Option<Tally> {
-        match &self.who {
-            Who::Log(replay) => Some(replay.tally()),
-            Who::World(_) | Who::Nobody => None,
-        }
     }
 
     /// The log at its end gives way to the world.
