@@ -106,8 +106,8 @@ pub struct OutgoingLog(pub Arc<Outgoing>);
 impl Log for OutgoingLog {
     const DIGESTS: bool = true;
 
-    fn append(&mut self, entry: Entry) -> Result<u64, Halt> {
-        let number = self.0.append(&entry)?;
+    fn append(&mut self, entry: &Entry) -> Result<u64, Halt> {
+        let number = self.0.append(entry)?;
         self.0.ready.notify_one();
         Ok(number)
     }

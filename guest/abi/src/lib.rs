@@ -19,6 +19,9 @@ pub mod port {
     /// Writing here stops the machine with the written value as exit code (QEMU's `isa-debug-exit`,
     /// whose process then ends with `value << 1 | 1`).
     pub const DEBUG_EXIT: u16 = 0xf4;
+    /// Writing any byte here has the machine look at every virtio queue, as if each had been notified. `hlt` does the same.
+    /// Where there is a paravirtual page there is this port.
+    pub const VIRTIO_SYNC: u16 = 0x600;
 }
 
 /// Interrupt lines of the PIC pair.
@@ -27,6 +30,21 @@ pub mod irq {
     pub const TIMER: u8 = 0;
     /// 16550 UART.
     pub const COM1: u8 = 4;
+}
+
+/// Virtio devices behind the virtio-mmio transport (version 2), in slots as on QEMU's `microvm`. On this machine their interrupts are
+/// edges, one for each notification: nothing has to be acknowledged for the next one to come.
+pub mod virtio {
+    /// Guest-physical address of slot 0.
+    pub const MMIO_BASE: u64 = 0xfeb0_0000;
+    /// Bytes from one slot to the next.
+    pub const MMIO_STRIDE: u64 = 0x200;
+    /// How many slots there are.
+    pub const SLOTS: u64 = 8;
+    /// Interrupt line of slot 0; those of the others follow.
+    pub const FIRST_IRQ: u8 = 5;
+    /// Slot of this machine's network card.
+    pub const NET_SLOT: u64 = 0;
 }
 
 /// Input clock of the i8254, in Hz.
