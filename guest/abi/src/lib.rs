@@ -19,6 +19,9 @@ pub mod port {
     /// Writing here stops the machine with the written value as exit code (QEMU's `isa-debug-exit`,
     /// whose process then ends with `value << 1 | 1`).
     pub const DEBUG_EXIT: u16 = 0xf4;
+    /// Writing any byte here makes the machine look at every virtio queue as if each had been notified: one exit for
+    /// any number of queues, and a cheaper one than [`virtio`](super::virtio)'s notification register. A `hlt` exit does the same.
+    pub const VIRTIO_SYNC: u16 = 0x600;
 }
 
 /// Interrupt lines of the PIC pair.
@@ -27,6 +30,22 @@ pub mod irq {
     pub const TIMER: u8 = 0;
     /// 16550 UART.
     pub const COM1: u8 = 4;
+    /// Where the slave's lines arrive at the master.
+    pub const CASCADE: u8 = 2;
+}
+
+/// Virtio devices: slots with the MMIO transport (version 2), laid out as on QEMU's `microvm`. Slot *n* interrupts on line
+/// [`virtio::FIRST_IRQ`]` + n`. On a lockstep machine an interrupt is an edge for each notification, and there is
+/// no need to acknowledge it; elsewhere it is a level until it is acknowledged.
+pub mod virtio {
+    /// Guest-physical address of slot 0.
+    pub const MMIO_BASE: u64 = 0xfeb0_0000;
+    /// Bytes from one slot to the next.
+    pub const MMIO_STRIDE: u64 = 0x200;
+    /// How many slots there are.
+    pub const SLOTS: u64 = 8;
+    /// The interrupt line of slot 0.
+    pub const FIRST_IRQ: u8 = 5;
 }
 
 /// Input clock of the i8254, in Hz.
