@@ -6,8 +6,10 @@ extern crate alloc;
 
 mod compute;
 mod crash;
+mod echo;
 mod idle;
 mod mix;
+mod network;
 mod probe;
 mod shell;
 mod ticker;
@@ -21,13 +23,14 @@ app!(main);
 type App = fn(&Args) -> u8;
 
 /// The applications by name. The root crate's `src/guest.rs` describes them in the same order, which a test checks.
-const APPS: [(&str, App); 14] = [
+const APPS: [(&str, App); 15] = [
     ("shell", shell::main),
     ("mix", mix::main),
     ("compute", compute::main),
     ("idle", idle::main),
     ("transcript", transcript::main),
     ("ticker", ticker::main),
+    ("echo", echo::main),
     ("probe-crash", probe::crash),
     ("probe-irqoff", probe::irqoff),
     ("probe-unclaimed", probe::unclaimed),
