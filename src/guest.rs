@@ -29,6 +29,7 @@ pub const APPS: &[App] = &[
     App { name: "transcript", arguments: "[tick]", about: "keeps an account of its input, line by line" },
     App { name: "ticker", arguments: "[ticks] [busy]", about: "prints a line every so many ticks, for measurements" },
     App { name: "echo", arguments: "[port=7]", about: "sends back what comes by TCP and UDP" },
+    App { name: "kv", arguments: "[port=6379]", about: "a key-value server that speaks the Redis protocol" },
     App { name: "probe-crash", arguments: "triple|hlt|ud|loop|null|io|stack|panic", about: "ends badly" },
     App { name: "probe-irqoff", arguments: "[times]", about: "keeps interrupts off across many exits" },
     App { name: "probe-unclaimed", arguments: "", about: "reads and writes where nobody listens" },

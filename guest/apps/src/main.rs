@@ -8,6 +8,7 @@ mod compute;
 mod crash;
 mod echo;
 mod idle;
+mod kv;
 mod mix;
 mod network;
 mod probe;
@@ -23,7 +24,7 @@ app!(main);
 type App = fn(&Args) -> u8;
 
 /// The applications by name. The root crate's `src/guest.rs` describes them in the same order, which a test checks.
-const APPS: [(&str, App); 15] = [
+const APPS: [(&str, App); 16] = [
     ("shell", shell::main),
     ("mix", mix::main),
     ("compute", compute::main),
@@ -31,6 +32,7 @@ const APPS: [(&str, App); 15] = [
     ("transcript", transcript::main),
     ("ticker", ticker::main),
     ("echo", echo::main),
+    ("kv", kv::main),
     ("probe-crash", probe::crash),
     ("probe-irqoff", probe::irqoff),
     ("probe-unclaimed", probe::unclaimed),
