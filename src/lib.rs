@@ -13,6 +13,7 @@
 //! | [`arbiter`] | who may live: registers that only one side can win |
 //! | [`backends`] | the world: clock, timer, random numbers, scheduling |
 //! | [`console`] | the guest's console over the network, every byte once; status and control |
+//! | [`net`] | the network outside of the guest's card: TAP or socket, packets held until released |
 //! | [`host`] | what joins machine, doors and protocol to threads, files and sockets |
 //! | [`guest`] | the built-in guest image (its sources are in `guest/`) |
 //! | [`mod@bench`] | the measurements of `lockstep bench` |
@@ -29,4 +30,5 @@ pub mod guest;
 pub mod host;
 pub mod log;
 pub mod machine;
+pub mod net;
 pub mod replication;

@@ -153,7 +153,13 @@ fn log() -> impl Strategy<Value = Vec<Entry>> {
                         }
                         *stream = input.offset.wrapping_add(input.bytes.len() as u64);
                     }
-                    Body::Entropy(_) | Body::Tick | Body::Output { .. } | Body::Digest(_) | Body::End(_) => {}
+                    Body::Entropy(_)
+                    | Body::Tick
+                    | Body::Output { .. }
+                    | Body::Packets(_)
+                    | Body::Sent { .. }
+                    | Body::Digest(_)
+                    | Body::End(_) => {}
                 }
                 entries.push(Entry { at, body });
             }
@@ -166,7 +172,15 @@ fn log() -> impl Strategy<Value = Vec<Entry>> {
 fn boot() -> Boot {
     let leaf = CpuidLeaf { leaf: 1, subleaf: Some(2), registers: [3; 4] };
     let (name, command_line) = ("vm".into(), "mix".into());
-    Boot { name, memory_bytes: 64 << 20, command_line, boot_time_ns: 5, cpuid: vec![leaf], image: vec![6; 20] }
+    Boot {
+        name,
+        memory_bytes: 64 << 20,
+        command_line,
+        boot_time_ns: 5,
+        net: None,
+        cpuid: vec![leaf],
+        image: vec![6; 20],
+    }
 }
 
 /// The log as a file, flushed after every `frame` entries.

@@ -76,6 +76,7 @@ fn a_line_typed_at_any_exit_is_answered() {
         memory_bytes: 64 << 20,
         command_line: "shell hz=0".into(),
         boot_time_ns: 0,
+        net: None,
         cpuid: cpuid::template(&host),
         image: guest::IMAGE.to_vec(),
     };

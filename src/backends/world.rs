@@ -19,6 +19,8 @@ pub struct Due {
     pub tick: bool,
     /// Console input waits.
     pub input: bool,
+    /// Packets wait.
+    pub packets: bool,
     /// The machine shall stop here.
     pub stop: bool,
 }
@@ -28,6 +30,8 @@ struct State {
     due: Due,
     /// Period of the guest's timer as the vCPU thread saw it last; 0: off.
     period_ns: u64,
+    /// The vCPU thread sleeps until something is due.
+    idle: bool,
     ended: bool,
 }
 
@@ -119,6 +123,27 @@ impl World {
         self.bring(|state| state.due.input = true);
     }
 
+    /// Packets wait. They are taken at the guest's next exit, and an idle guest wakes; a guest that computes is not disturbed for
+    /// them at once. False: it computes, and somebody has to [remind](Self::remind_of_packets) it if it does for long.
+    pub fn packets_wait(&self) -> bool {
+        let mut state = self.state();
+        state.due.packets = true;
+        let idle = state.idle;
+        drop(state);
+        self.anything.store(true, SeqCst);
+        if idle {
+            self.woken.notify_all();
+        }
+        idle
+    }
+
+    /// Stops a computing guest at its next safepoint if packets still wait.
+    pub fn remind_of_packets(&self) {
+        if self.state().due.packets {
+            self.safepoints.ring();
+        }
+    }
+
     /// Asks the machine to stop at its next instant.
     pub fn stop(&self) {
         self.bring(|state| state.due.stop = true);
@@ -136,7 +161,7 @@ impl World {
     }
 
     /// vCPU thread: what is due. A tick and a request are handed over; waiting input stays until somebody is
-    /// [`looking_for_input`](Self::looking_for_input).
+    /// [`looking_for_input`](Self::looking_for_input), and so do packets.
     /// `period_ns` is the guest's timer period now.
     pub fn take_due(&self, period_ns: u64) -> Due {
         if self.period_ns.load(SeqCst) != period_ns {
@@ -153,7 +178,7 @@ impl World {
         if !due.stop {
             state.due.tick = false;
         }
-        self.anything.store(state.due.input || state.due.stop, SeqCst);
+        self.anything.store(state.due.input || state.due.packets || state.due.stop, SeqCst);
         due
     }
 
@@ -168,11 +193,27 @@ impl World {
         self.anything.store(true, SeqCst);
     }
 
-    /// vCPU thread of an idle guest: waits until something is due; waiting input counts if `room`.
-    pub fn wait(&self, room: bool) {
-        let state = self.state();
-        let nothing = |state: &mut State| !(state.due.tick || state.due.stop || state.due.input && room);
-        drop(self.woken.wait_while(state, nothing).expect("no thread panics while it holds this lock"));
+    /// vCPU thread: about to look for packets. Before the look, as with input.
+    pub fn looking_for_packets(&self) {
+        self.state().due.packets = false;
+    }
+
+    /// vCPU thread: there were packets, and there may be more.
+    pub fn packets_may_remain(&self) {
+        self.state().due.packets = true;
+        self.anything.store(true, SeqCst);
+    }
+
+    /// vCPU thread of an idle guest: waits until something is due; waiting input counts if there is room for it, and so do packets.
+    pub fn wait(&self, input_room: bool, packet_room: bool) {
+        let mut state = self.state();
+        let nothing = |state: &mut State| {
+            let due = state.due;
+            !(due.tick || due.stop || due.input && input_room || due.packets && packet_room)
+        };
+        state.idle = true;
+        state = self.woken.wait_while(state, nothing).expect("no thread panics while it holds this lock");
+        state.idle = false;
     }
 
     /// How much of its time the guest has to give away, in per mille (0–900): the execution-lag control's lever.

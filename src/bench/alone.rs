@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
 use crate::cli::machine_args::MachineArgs;
-use crate::doors::Console;
 use crate::doors::live::{LiveDoor, Log};
+use crate::doors::{Behind, Console};
 use crate::host::vcpu_thread::VcpuThread;
 use crate::machine::doors::{ConsoleInput, EndReason};
 use crate::machine::snapshot::Boot;
@@ -53,7 +53,7 @@ pub struct Ran<L> {
 /// The boot of an application of the built-in guest.
 pub fn boot(application: &str, arguments: &str) -> anyhow::Result<Boot> {
     let arguments = arguments.split_whitespace().map(str::to_owned).collect();
-    MachineArgs { guest: application.into(), memory: 64, name: "bench".into(), arguments }.boot()
+    MachineArgs { guest: application.into(), memory: 64, name: "bench".into(), net: None, arguments }.boot()
 }
 
 /// Runs the guest to its end, or stops it after `limit`; every 20 ms `watch` may give it up.
@@ -72,7 +72,7 @@ pub fn run<L: Log + Send + 'static>(
         let (world, printed) = (world.clone(), printed.clone());
         VcpuThread::spawn(move || {
             ordinary_this_thread();
-            let mut door = LiveDoor::new(world, printed, log, DIGEST_EVERY_NS);
+            let mut door = LiveDoor::new(world, Behind::console(printed), log, DIGEST_EVERY_NS);
             let (began, used) = (Instant::now(), processor_time());
             let result = machine.run(&mut door);
             (result, began.elapsed(), processor_time().saturating_sub(used), door.into_log())

@@ -131,10 +131,16 @@ fn entry_json(number: u64, entry: &Entry) -> Value {
         Body::Console(input) => json!({
             "session": hex(input.session),
             "offset": input.offset,
-            "bytes": input.bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+            "bytes": hex_string(&input.bytes),
             "text": input.bytes.escape_ascii().to_string(),
         }),
         Body::Output { length, check } => json!({ "length": length, "check": format!("{check:08x}") }),
+        Body::Packets(packets) => json!({
+            "packets": packets.iter().map(hex_string).collect::<Vec<_>>(),
+        }),
+        Body::Sent { packets, bytes, check } => {
+            json!({ "packets": packets, "bytes": bytes, "check": format!("{check:08x}") })
+        }
         Body::Digest(digest) => digest_json(digest),
         Body::End(reason) => match reason {
             EndReason::Exit(code) => json!({ "reason": "exit", "code": code }),
@@ -149,6 +155,10 @@ fn entry_json(number: u64, entry: &Entry) -> Value {
         object.extend(details);
     }
     Value::Object(object)
+}
+
+fn hex_string(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn digest_json(digest: &Digest) -> Value {
@@ -300,7 +310,8 @@ mod tests {
     fn log(close: bool) -> Vec<u8> {
         let (name, command_line) = ("vm".to_string(), "mix \x1b[2J".to_string());
         let image = vec![0; 3000];
-        let boot = Boot { name, memory_bytes: 64 << 20, command_line, boot_time_ns: 0, cpuid: Vec::new(), image };
+        let boot =
+            Boot { name, memory_bytes: 64 << 20, command_line, boot_time_ns: 0, net: None, cpuid: Vec::new(), image };
         let input = ConsoleInput { session: 0xbeef, offset: 0, bytes: b"q\x1b\n".to_vec() };
         let digest = Digest {
             memory: 1,

@@ -1,6 +1,7 @@
 //! Options that every subcommand shares which boots a guest.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
@@ -8,6 +9,8 @@ use crate::backends::clock::wall_clock_ns;
 use crate::guest;
 use crate::machine::snapshot::Boot;
 use crate::machine::{boot, cpuid, memory, vcpu};
+use crate::net::port::Port;
+use crate::net::spec::NetSpec;
 
 /// The guest and its machine.
 #[derive(Clone, Debug, clap::Args)]
@@ -22,6 +25,10 @@ pub struct MachineArgs {
     /// Name of the VM: both sides of a pair and their arbiter know it by this name
     #[arg(long, default_value = "lockstep")]
     pub name: String,
+    /// A network card for the guest: `tap=NAME` or `socket=PATH` (a stream socket to connect to, as of `passt` or QEMU's `-netdev
+    /// stream`), then if you like `mac=52:54:00:…`, `ip=10.9.0.2/24` (without it the guest asks by DHCP), `gw=10.9.0.1`
+    #[arg(long, value_name = "SPEC")]
+    pub net: Option<NetSpec>,
     /// Arguments for the guest (after `--`), put on its kernel command line; `hz=1000` sets its timer
     #[arg(last = true, value_name = "ARG")]
     pub arguments: Vec<String>,
@@ -31,7 +38,8 @@ impl MachineArgs {
     /// The boot that these options describe, on this host's CPU.
     pub fn boot(&self) -> anyhow::Result<Boot> {
         let host = vcpu::host_cpuid()?;
-        let arguments = self.arguments.join(" ");
+        let addresses = self.net.as_ref().map(NetSpec::arguments).unwrap_or_default();
+        let arguments = self.arguments.join(" ") + &addresses;
         let (image, command_line) = match guest::app(&self.guest) {
             Some(app) => (guest::IMAGE.to_vec(), format!("{} {arguments}", app.name).trim_end().to_string()),
             None => (self.read_image()?, arguments),
@@ -48,6 +56,7 @@ impl MachineArgs {
             memory_bytes: self.memory.saturating_mul(1 << 20),
             command_line,
             boot_time_ns: wall_clock_ns(),
+            net: self.net.as_ref().map(|net| net.card(&self.name)),
             cpuid: cpuid::template(&host),
             image,
         };
@@ -55,6 +64,11 @@ impl MachineArgs {
         // Tried here as well, where it is known which file the image comes from.
         boot::load(&boot, &memory).with_context(|| format!("cannot boot {}", self.guest))?;
         Ok(boot)
+    }
+
+    /// Plugs the card in.
+    pub fn port(&self) -> anyhow::Result<Option<Arc<Port>>> {
+        plug_in(&self.net)
     }
 
     fn read_image(&self) -> anyhow::Result<Vec<u8>> {
@@ -75,6 +89,12 @@ impl MachineArgs {
         }
         std::fs::read(&path).with_context(|| format!("cannot read the guest image {}", path.display()))
     }
+}
+
+/// Plugs a card in.
+pub fn plug_in(net: &Option<NetSpec>) -> anyhow::Result<Option<Arc<Port>>> {
+    let port = net.as_ref().map(|net| Port::open(&net.backend).context("cannot plug the network card in (--net)"));
+    port.transpose()
 }
 
 /// The largest image that fits into the first frame of a log.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 
-use super::machine_args::MachineArgs;
+use super::machine_args::{MachineArgs, plug_in};
 use crate::arbiter;
 use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
@@ -15,6 +15,7 @@ use crate::console::server;
 use crate::host::board::Board;
 use crate::host::{Keeping, Outcome, Site, backup, primary};
 use crate::machine::{cpuid, vcpu};
+use crate::net::spec::NetSpec;
 use crate::replication::{Identity, Settings, StopReason};
 
 /// Output that a host keeps for clients that come back, in bytes.
@@ -81,6 +82,10 @@ pub struct BackupArgs {
     /// Name of the VM; the primary must have the same
     #[arg(long, default_value = "lockstep")]
     name: String,
+    /// Where the guest's network card is plugged in once this side is live: `tap=NAME` or `socket=PATH`. The addresses are the
+    /// primary's
+    #[arg(long, value_name = "SPEC")]
+    net: Option<NetSpec>,
     /// The primary's logging channel
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
     primary: String,
@@ -94,7 +99,13 @@ async fn listen(address: &str, option: &str, what: &str) -> anyhow::Result<TcpLi
 
 impl PairArgs {
     /// Everything but the machine: the driver's site, and the console's listener.
-    async fn site(&self, vm: &str, cpu: &cpuid::CpuKind, settings: Settings) -> anyhow::Result<(Site, TcpListener)> {
+    async fn site(
+        &self,
+        vm: &str,
+        cpu: &cpuid::CpuKind,
+        settings: Settings,
+        net: &Option<NetSpec>,
+    ) -> anyhow::Result<(Site, TcpListener)> {
         if !arbiter::is_name(vm) || vm.contains('/') {
             bail!("the VM's name must be 1 to {} bytes long, without `/`", arbiter::MAX_NAME);
         }
@@ -105,6 +116,7 @@ impl PairArgs {
         let me = Identity::new(vm, getrandom::u64()?, &host, &cpu.to_string())?;
         let arbiter = arbiter::register::RegisterFile::open(&self.arbiter)
             .with_context(|| format!("{} cannot serve as arbiter (--arbiter)", self.arbiter.display()))?;
+        let network = plug_in(net)?;
         let control = listen(&self.control, "--control", "the console").await?;
         let hub = Arc::new(Hub::new(vm, &host, HISTORY_BYTES));
         hub.set_peer(self.peer_control.clone());
@@ -114,7 +126,7 @@ impl PairArgs {
             file: self.log.clone(),
             limit_bytes: self.log_limit.saturating_mul(1 << 20),
         };
-        Ok((Site { me, settings, keeping, hub, board, arbiter: Arc::new(arbiter) }, control))
+        Ok((Site { me, settings, keeping, hub, board, network, arbiter: Arc::new(arbiter) }, control))
     }
 }
 
@@ -174,7 +186,7 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
     let boot = args.machine.boot()?;
     channel_runtime()?.block_on(async {
         let cpu = cpuid::CpuKind::of(&boot.cpuid);
-        let (site, control) = args.pair.site(&args.machine.name, &cpu, settings).await?;
+        let (site, control) = args.pair.site(&args.machine.name, &cpu, settings, &args.machine.net).await?;
         let channel = listen(&args.channel, "--channel", "the backup").await?;
         eprintln!(
             "lockstep: primary of `{}`; logging channel {}, console {}",
@@ -194,7 +206,7 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
 pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
     channel_runtime()?.block_on(async {
-        let (mut site, control) = args.pair.site(&args.name, &cpu, Settings::default()).await?;
+        let (mut site, control) = args.pair.site(&args.name, &cpu, Settings::default(), &args.net).await?;
         // A divergence is worth nothing without the log that shows it. Whoever names no file gets one for that case alone.
         let scratch = std::env::temp_dir().join(format!("lockstep-{}-{}.lslog", args.name, std::process::id()));
         let asked_for = site.keeping.file.is_some();

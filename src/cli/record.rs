@@ -69,7 +69,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let boot = args.machine.boot()?;
     let machine = Machine::new(&boot, Tracking::Off)?;
-    let end = with_console(machine, || Ok(NoLog), u64::MAX, &args.machine.name, &args.console)?;
+    let end = with_console(machine, || Ok(NoLog), u64::MAX, &args.machine, &args.console)?;
     Ok(status(&end.reason))
 }
 
@@ -79,7 +79,7 @@ pub fn record(args: RecordArgs) -> anyhow::Result<ExitCode> {
     let machine = Machine::new(&boot, Tracking::On)?;
     let log = || Ok(FileLog::new(LogWriter::create(&args.log, &boot)?));
     let every = args.digest_interval.saturating_mul(1_000_000);
-    let mut end = with_console(machine, log, every, &args.machine.name, &args.console)?;
+    let mut end = with_console(machine, log, every, &args.machine, &args.console)?;
     let entries = end.log.close()?;
     eprintln!("lockstep: recorded {entries} entries, up to instant {}, in {}", end.at, args.log.display());
     Ok(status(&end.reason))
@@ -93,16 +93,18 @@ fn with_console<L: Log + Send + 'static>(
     machine: Machine,
     log: impl FnOnce() -> anyhow::Result<L>,
     digest_every_ns: u64,
-    name: &str,
+    args: &MachineArgs,
     choice: &ConsoleChoice,
 ) -> anyhow::Result<SoloEnd<L>> {
     prefer_this_thread();
+    let name = &args.name;
     let runtime = super::remote::runtime()?;
     let end = runtime.block_on(async {
         let listener = TcpListener::bind(&choice.control)
             .await
             .with_context(|| format!("cannot listen on {}: choose another address with --control", choice.control))?;
         let address = listener.local_addr()?.to_string();
+        let network = args.port()?;
         // Creating a log loses an older one of that name: not before all else that can fail has not.
         let log = log()?;
         if choice.detached {
@@ -124,7 +126,7 @@ fn with_console<L: Log + Send + 'static>(
                 result
             })
         });
-        let end = solo::run(machine, log, digest_every_ns, hub, board).await;
+        let end = solo::run(machine, log, digest_every_ns, hub, network, board).await;
         interrupts.abort();
         drop(over);
         let _ = serve.await;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::doors::Console;
 use crate::doors::replay::{ReplayDoor, Tally};
+use crate::doors::{Behind, Console};
 use crate::host::file_log::{FileSource, Watch};
 use crate::host::vcpu_thread::VcpuThread;
 use crate::log::file::{LogError, LogReader};
@@ -81,7 +81,7 @@ pub fn replay(path: &Path, show: bool, watch: Arc<Watch>, progress: impl Fn(u64)
     let mut machine = Machine::new(&boot, Tracking::On)?;
     let watched = watch.clone();
     let vcpu = VcpuThread::spawn(move || {
-        let mut door = ReplayDoor::new(FileSource::new(reader, watched), Arc::new(Screen { show }));
+        let mut door = ReplayDoor::new(FileSource::new(reader, watched), Behind::console(Arc::new(Screen { show })));
         let began = Instant::now();
         let result = machine.run(&mut door);
         let took = began.elapsed();

@@ -85,6 +85,26 @@ pub struct ConsoleStatus {
     pub output_delay_ns: Quantiles,
 }
 
+/// The network card's figures; [`crate::net::port::Port::counters`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetStatus {
+    /// Packets that reached the guest.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Packets that found no room here.
+    pub rx_dropped: u64,
+    /// Packets that left.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Packets that the other end did not take.
+    pub tx_dropped: u64,
+    /// Packets that wait for their release.
+    pub tx_held: u64,
+}
+
 /// Everything a host says about its machine. Fields that a role has no value for are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -135,6 +155,8 @@ pub struct Status {
     pub guest: GuestState,
     /// How much the vCPU is held back to bound the execution lag; 0 is full speed, 1000 a standstill.
     pub slowdown_per_mille: u32,
+    /// The network card; `None` without one.
+    pub net: Option<NetStatus>,
     /// The console.
     pub console: ConsoleStatus,
 }

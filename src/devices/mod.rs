@@ -6,13 +6,18 @@ pub mod pic;
 pub mod pit;
 pub mod pv;
 pub mod uart;
+pub mod virtio;
 
 use bincode::{Decode, Encode};
+use lockstep_abi::virtio::{FIRST_IRQ, MMIO_STRIDE, NET_SLOT};
 use lockstep_abi::{irq, port};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::machine::doors::{Halt, Inputs};
 use crate::machine::instant::Instant;
+use crate::machine::memory::Memory;
+use crate::machine::packets::Packets;
+use crate::machine::snapshot::NicConfig;
 
 /// All devices of the machine, and the address decoding in front of them.
 pub struct Devices {
@@ -24,12 +29,14 @@ pub struct Devices {
     pub uart: uart::Uart,
     /// Paravirtual register page.
     pub pv: pv::Pv,
+    /// Network card, if the machine has one.
+    pub nic: Option<virtio::net::Nic>,
     /// What the guest wrote to the debug-exit port.
     pub exit_code: Option<u8>,
 }
 
 /// Version of [`DevicesState`]; part of what is digested.
-const STATE_VERSION: u32 = 2;
+const STATE_VERSION: u32 = 3;
 
 /// The state of all devices, for digests (and, with state transfer, for snapshots).
 #[derive(Debug, PartialEq, Eq, Encode, Decode)]
@@ -39,6 +46,7 @@ pub struct DevicesState {
     pit: pit::Pit,
     uart: uart::UartState,
     pv: pv::Pv,
+    nic: Option<virtio::net::NicState>,
     exit_code: Option<u8>,
 }
 
@@ -63,13 +71,14 @@ fn decode(at: u16) -> Port {
 }
 
 impl Devices {
-    /// Devices as after power-on, of a machine that booted at `boot_time_ns` since 1970 UTC.
-    pub fn new(boot_time_ns: u64) -> Self {
+    /// Devices as after power-on, of a machine that booted at `boot_time_ns` since 1970 UTC and has the network card `net`.
+    pub fn new(boot_time_ns: u64, net: Option<NicConfig>) -> Self {
         Devices {
             pic: pic::Pic::default(),
             pit: pit::Pit::default(),
             uart: uart::Uart::default(),
             pv: pv::Pv::new(boot_time_ns),
+            nic: net.map(virtio::net::Nic::new),
             exit_code: None,
         }
     }
@@ -124,6 +133,51 @@ impl Devices {
         if self.uart.take_edge() {
             self.pic.raise(irq::COM1);
         }
+        if self.nic.as_mut().is_some_and(virtio::net::Nic::take_edge) {
+            self.pic.raise(FIRST_IRQ + NET_SLOT as u8);
+        }
+    }
+
+    /// The card in the slot that `offset` lies in, and where in the slot.
+    fn virtio_at(&mut self, offset: u64) -> Option<(&mut virtio::net::Nic, u64)> {
+        let nic = self.nic.as_mut().filter(|_| offset / MMIO_STRIDE == NET_SLOT)?;
+        Some((nic, offset % MMIO_STRIDE))
+    }
+
+    /// Reads at `offset` from the first virtio slot. An empty slot reads as zeros, as on QEMU's `microvm`.
+    pub fn read_virtio(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some((nic, offset)) = self.virtio_at(offset) {
+            nic.read(offset, data);
+        }
+    }
+
+    /// Writes at `offset` from the first virtio slot. True: the network card was notified.
+    pub fn write_virtio(&mut self, offset: u64, data: &[u8], memory: &Memory) -> bool {
+        let notified = self.virtio_at(offset).is_some_and(|(nic, offset)| nic.write(offset, data, memory));
+        self.carry_edges();
+        notified
+    }
+
+    /// Packets that the network card has buffers for.
+    pub fn packet_room(&self, memory: &Memory) -> usize {
+        self.nic.as_ref().map_or(0, |nic| nic.room(memory))
+    }
+
+    /// Packets arrived.
+    pub fn receive_packets(&mut self, memory: &Memory, packets: &Packets) {
+        if let Some(nic) = &mut self.nic {
+            nic.receive(memory, packets);
+        }
+        self.carry_edges();
+    }
+
+    /// Takes what the guest has queued for sending; see [`Nic::transmit`](virtio::net::Nic::transmit).
+    pub fn transmit_packets(&mut self, memory: &Memory, packets: &mut Packets) {
+        if let Some(nic) = &mut self.nic {
+            nic.transmit(memory, packets);
+        }
+        self.carry_edges();
     }
 
     /// The state of all devices.
@@ -134,6 +188,7 @@ impl Devices {
             pit: self.pit,
             uart: self.uart.state(),
             pv: self.pv,
+            nic: self.nic.as_ref().map(virtio::net::Nic::state),
             exit_code: self.exit_code,
         }
     }

@@ -1,22 +1,25 @@
-//! The world at the doors: clock, entropy, timer, console. Everything that comes in goes to the log before the guest gets it,
+//! The world at the doors: clock, entropy, timer, console, network. Everything that comes in goes to the log before the guest gets it,
 //! and everything that goes out is logged before it is handed on.
 
 use std::sync::Arc;
 
-use super::Console;
+use super::Behind;
 use crate::backends::entropy;
 use crate::backends::world::World;
 use crate::log::entry::{Body, Entry, output_check};
 use crate::machine::digest::Digest;
 use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
+use crate::machine::packets::Packets;
 
 /// Where a live machine's entries go.
 pub trait Log {
     /// Whether this log wants digests.
     const DIGESTS: bool;
     /// Appends an entry and returns its number. May block while the log is full.
-    fn append(&mut self, entry: Entry) -> Result<u64, Halt>;
+    fn append(&mut self, entry: &Entry) -> Result<u64, Halt>;
+    /// The guest is going to sleep: whatever was put off until more comes must not wait for it.
+    fn flush(&mut self) {}
 }
 
 /// No log: an unprotected, unrecorded run.
@@ -25,7 +28,7 @@ pub struct NoLog;
 impl Log for NoLog {
     const DIGESTS: bool = false;
 
-    fn append(&mut self, _: Entry) -> Result<u64, Halt> {
+    fn append(&mut self, _: &Entry) -> Result<u64, Halt> {
         Ok(0)
     }
 }
@@ -33,7 +36,7 @@ impl Log for NoLog {
 /// The doors of a machine that lives in the world.
 pub struct LiveDoor<L> {
     world: Arc<World>,
-    console: Arc<dyn Console>,
+    behind: Behind,
     log: L,
     digest_every_ns: u64,
     last_digest_ns: u64,
@@ -41,10 +44,10 @@ pub struct LiveDoor<L> {
 }
 
 impl<L: Log> LiveDoor<L> {
-    /// Doors to `world` and `console` that log to `log` and take a digest about every `digest_every_ns`.
-    pub fn new(world: Arc<World>, console: Arc<dyn Console>, log: L, digest_every_ns: u64) -> Self {
+    /// Doors to `world` and what is `behind` them that log to `log` and take a digest about every `digest_every_ns`.
+    pub fn new(world: Arc<World>, behind: Behind, log: L, digest_every_ns: u64) -> Self {
         let last_digest_ns = world.now_ns();
-        LiveDoor { world, console, log, digest_every_ns, last_digest_ns, digest_due: false }
+        LiveDoor { world, behind, log, digest_every_ns, last_digest_ns, digest_due: false }
     }
 
     /// The log, when the machine has ended.
@@ -53,7 +56,7 @@ impl<L: Log> LiveDoor<L> {
     }
 
     fn log(&mut self, at: Instant, body: Body) -> Result<u64, Halt> {
-        self.log.append(Entry { at, body })
+        self.log.append(&Entry { at, body })
     }
 
     /// A tick is where the timer thread has already stopped the guest: the cheapest place for a digest.
@@ -100,18 +103,30 @@ impl<L: Log> Inputs for LiveDoor<L> {
             }
             if due.input && ready.console_room > 0 {
                 self.world.looking_for_input();
-                if let Some(input) = self.console.take(ready.console_room) {
+                if let Some(input) = self.behind.console.take(ready.console_room) {
                     self.world.input_may_remain();
                     let entry = self.log(at, Body::Console(input.clone()))?;
-                    self.console.logged(&input, entry);
+                    self.behind.console.logged(&input, entry);
                     return Ok(Some(Event::Console(input)));
+                }
+                continue;
+            }
+            if due.packets && ready.packet_room > 0 {
+                self.world.looking_for_packets();
+                if let Some(packets) = self.behind.network.take(ready.packet_room) {
+                    self.world.packets_may_remain();
+                    let entry = Entry { at, body: Body::Packets(packets) };
+                    self.log.append(&entry)?;
+                    let Body::Packets(packets) = entry.body else { unreachable!("made just above") };
+                    return Ok(Some(Event::Packets(packets)));
                 }
                 continue;
             }
             if !ready.idle {
                 return Ok(None);
             }
-            self.world.wait(ready.console_room > 0);
+            self.log.flush();
+            self.world.wait(ready.console_room > 0, ready.packet_room > 0);
         }
     }
 
@@ -123,7 +138,14 @@ impl<L: Log> Inputs for LiveDoor<L> {
 impl<L: Log> Outputs for LiveDoor<L> {
     fn console(&mut self, at: Instant, bytes: &[u8]) -> Result<(), Halt> {
         let entry = self.log(at, Body::Output { length: bytes.len() as u32, check: output_check(bytes) })?;
-        self.console.output(entry, bytes);
+        self.behind.console.output(entry, bytes);
+        Ok(())
+    }
+
+    fn network(&mut self, at: Instant, packets: &mut Packets) -> Result<(), Halt> {
+        let body = Body::sent(packets);
+        let entry = self.log(at, body)?;
+        self.behind.network.sent(entry, std::mem::take(packets));
         Ok(())
     }
 
@@ -133,7 +155,7 @@ impl<L: Log> Outputs for LiveDoor<L> {
 
     fn ended(&mut self, at: Instant, reason: &EndReason) -> Result<(), Halt> {
         let entry = self.log(at, Body::End(reason.clone()))?;
-        self.console.ended(entry, reason);
+        self.behind.console.ended(entry, reason);
         Ok(())
     }
 }
@@ -141,6 +163,7 @@ impl<L: Log> Outputs for LiveDoor<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doors::Console;
     use crate::machine::doors::ConsoleInput;
     use crate::machine::memory;
     use crate::machine::safepoint::Safepoints;
@@ -171,9 +194,9 @@ mod tests {
     fn what_is_typed_while_the_vcpu_looks_for_input_is_found() {
         let world = World::new(Safepoints::new(memory::map(memory::MIN).unwrap()), 0, 0);
         let console = Arc::new(TypedMeanwhile { world: world.clone(), looks: AtomicU64::new(0) });
-        let mut door = LiveDoor::new(world.clone(), console, NoLog, u64::MAX);
+        let mut door = LiveDoor::new(world.clone(), Behind::console(console), NoLog, u64::MAX);
         world.input_waits();
-        let ready = Readiness { idle: false, console_room: 64, timer_period_ns: 0 };
+        let ready = Readiness { idle: false, console_room: 64, packet_room: 0, timer_period_ns: 0 };
         let event = door.event(Instant::BOOT, ready).unwrap();
         assert!(matches!(event, Some(Event::Console(_))), "the guest would wait for the next key: {event:?}");
     }

@@ -6,6 +6,7 @@ pub mod replay;
 pub mod takeover;
 
 use crate::machine::doors::{ConsoleInput, EndReason};
+use crate::machine::packets::Packets;
 
 /// The console behind the doors: where output goes and input comes from. Called on the vCPU thread.
 pub trait Console: Send + Sync {
@@ -21,6 +22,45 @@ pub trait Console: Send + Sync {
     fn replayed_output(&self, entry: u64, bytes: &[u8]);
     /// `input` was given to the guest out of the log, where it is `entry`.
     fn replayed_input(&self, input: &ConsoleInput, entry: u64);
+}
+
+/// The network behind the doors. Called on the vCPU thread.
+pub trait Network: Send + Sync {
+    /// Packets for the guest, at most `room` of them; never an empty batch.
+    fn take(&self, room: usize) -> Option<Packets>;
+    /// The live guest sent `packets`, logged as `entry`. They may leave when that entry is safe.
+    fn sent(&self, entry: u64, packets: Packets);
+    /// The replayed guest sent `packets`, which are `entry` in the log.
+    fn replayed_sent(&self, entry: u64, packets: &Packets);
+}
+
+/// The network of a machine without a card, or of a replay that nobody watches.
+pub struct NoNetwork;
+
+impl Network for NoNetwork {
+    fn take(&self, _: usize) -> Option<Packets> {
+        None
+    }
+
+    fn sent(&self, _: u64, _: Packets) {}
+
+    fn replayed_sent(&self, _: u64, _: &Packets) {}
+}
+
+/// What stands behind the doors.
+#[derive(Clone)]
+pub struct Behind {
+    /// The console.
+    pub console: std::sync::Arc<dyn Console>,
+    /// The network.
+    pub network: std::sync::Arc<dyn Network>,
+}
+
+impl Behind {
+    /// A console and no network.
+    pub fn console(console: std::sync::Arc<dyn Console>) -> Self {
+        Behind { console, network: std::sync::Arc::new(NoNetwork) }
+    }
 }
 
 impl Console for crate::console::hub::Hub {

@@ -1,14 +1,13 @@
 //! A log at the doors: every answer and every event comes out of it, and everything the machine does is held against it.
 
-use std::sync::Arc;
-
-use super::Console;
+use super::Behind;
 use crate::log::describe::describe;
 use crate::log::entry::{Body, Entry, output_check};
 use crate::machine::digest::Digest;
 use crate::machine::divergence::{Difference, Divergence};
 use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
+use crate::machine::packets::Packets;
 
 /// What a source of entries knows to come next.
 #[derive(Debug)]
@@ -48,14 +47,14 @@ pub struct Tally {
 /// The doors of a machine that replays a log.
 pub struct ReplayDoor<S> {
     source: S,
-    console: Arc<dyn Console>,
+    behind: Behind,
     tally: Tally,
 }
 
 impl<S: Source> ReplayDoor<S> {
-    /// Doors that replay `source`, with output to `console`.
-    pub fn new(source: S, console: Arc<dyn Console>) -> Self {
-        ReplayDoor { source, console, tally: Tally::default() }
+    /// Doors that replay `source`, with what comes out shown to what is `behind` them.
+    pub fn new(source: S, behind: Behind) -> Self {
+        ReplayDoor { source, behind, tally: Tally::default() }
     }
 
     /// What was met so far.
@@ -66,6 +65,15 @@ impl<S: Source> ReplayDoor<S> {
     /// Where the entries come from.
     pub fn source_mut(&mut self) -> &mut S {
         &mut self.source
+    }
+
+    /// Delivers the packets that are the next entry, without copying them.
+    fn packets(&mut self) -> Result<Option<Event>, Halt> {
+        self.tally.events += 1;
+        Ok(match self.source.take().map(|entry| entry.body) {
+            Some(Body::Packets(packets)) => Some(Event::Packets(packets)),
+            _ => None,
+        })
     }
 
     /// Takes the next entry for something that the machine does at `at`; `pick` says whether it is that.
@@ -127,17 +135,18 @@ impl<S: Source> Inputs for ReplayDoor<S> {
         let event = match &entry.body {
             Body::Tick => Event::Tick,
             Body::Console(input) => Event::Console(input.clone()),
+            Body::Packets(_) => return self.packets(),
             // These two stay in the log until the machine has done what they say.
             Body::Digest(_) => return Ok(Some(Event::Digest)),
             Body::End(EndReason::Stopped) => return Ok(Some(Event::Stop)),
-            Body::Clock(_) | Body::Entropy(_) | Body::Output { .. } | Body::End(_) => {
+            Body::Clock(_) | Body::Entropy(_) | Body::Output { .. } | Body::Sent { .. } | Body::End(_) => {
                 return Err(diverged(number, at, entry, "the guest did nothing of the kind".into()));
             }
         };
         self.source.take();
         self.tally.events += 1;
         if let Event::Console(input) = &event {
-            self.console.replayed_input(input, number);
+            self.behind.console.replayed_input(input, number);
         }
         Ok(Some(event))
     }
@@ -152,7 +161,15 @@ impl<S: Source> Outputs for ReplayDoor<S> {
         let own = Body::Output { length: bytes.len() as u32, check: output_check(bytes) };
         let (number, ()) = self.meet(at, || describe(&own), |body| (*body == own).then_some(()))?;
         self.tally.outputs += 1;
-        self.console.replayed_output(number, bytes);
+        self.behind.console.replayed_output(number, bytes);
+        Ok(())
+    }
+
+    fn network(&mut self, at: Instant, packets: &mut Packets) -> Result<(), Halt> {
+        let own = Body::sent(packets);
+        let (number, ()) = self.meet(at, || describe(&own), |body| (*body == own).then_some(()))?;
+        self.tally.outputs += 1;
+        self.behind.network.replayed_sent(number, packets);
         Ok(())
     }
 

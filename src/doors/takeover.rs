@@ -5,6 +5,7 @@ use super::replay::{ReplayDoor, Source};
 use crate::machine::digest::Digest;
 use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
+use crate::machine::packets::Packets;
 
 /// Who stands at the doors now.
 enum Who<S, L> {
@@ -85,6 +86,19 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
 {
     fn console(&mut self, at: Instant, bytes: &[u8]) -> Result<(), Halt> {
         self.ask(at, |log| log.console(at, bytes), |world| world.console(at, bytes))
+    }
+
+    fn network(&mut self, at: Instant, packets: &mut Packets) -> Result<(), Halt> {
+        if let Who::Log(replay) = &mut self.who {
+            match replay.network(at, packets) {
+                Err(Halt::EndOfLog(_)) => self.take_over(at)?,
+                answered => return answered,
+            }
+        }
+        match &mut self.who {
+            Who::World(live) => live.network(at, packets),
+            Who::Log(_) | Who::Nobody => Err(Halt::EndOfLog(at)),
+        }
     }
 
     fn digest(&mut self, at: Instant, digest: Digest) -> Result<(), Halt> {

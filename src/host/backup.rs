@@ -34,6 +34,7 @@ use crate::machine::divergence::Divergence;
 use crate::machine::doors::{EndReason, Halt};
 use crate::machine::snapshot::Boot;
 use crate::machine::{Machine, Tracking};
+use crate::net::port::Port;
 use crate::replication::StopReason;
 use crate::replication::backup::{Action, Backup, Input, State};
 use crate::replication::election::Answer;
@@ -108,6 +109,7 @@ struct Driver {
     replica: Option<Replica>,
     keeping: Keeping,
     hub: Arc<Hub>,
+    network: Option<Arc<Port>>,
     board: Arc<Board>,
     referee: Referee,
     clock: Arc<ClockWord>,
@@ -130,7 +132,7 @@ pub struct BackupEnd {
 
 /// Runs a backup of the machine whose primary listens at `primary`, until it is over: here, or there.
 pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
-    let Site { me, settings, keeping, hub, board, arbiter } = site;
+    let Site { me, settings, keeping, hub, board, network, arbiter } = site;
     let mut driver = Driver {
         protocol: Backup::new(me.clone(), settings),
         actions: Vec::with_capacity(16),
@@ -144,6 +146,7 @@ pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
         replica: None,
         keeping,
         hub,
+        network: network.clone(),
         board,
         referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
         clock: Arc::new(ClockWord::default()),
@@ -152,8 +155,13 @@ pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
         rate: Rate::default(),
         heartbeats_sent: 0,
     };
+    let carrier = network.map(|port| tokio::spawn(port.run()));
     let result = driver.drive().await;
-    driver.finish(result).await
+    let end = driver.finish(result).await;
+    if let Some(carrier) = carrier {
+        carrier.abort();
+    }
+    end
 }
 
 /// Waits for the vCPU thread of `replica`, or for ever where there is none.
@@ -303,6 +311,9 @@ impl Driver {
             Action::Release { .. } => {
                 self.board.set_live(true);
                 self.hub.go_live(self.protocol.generation(), Protection::Unprotected);
+                if let Some(network) = &self.network {
+                    network.go_live(Protection::Unprotected);
+                }
             }
             Action::StopGuest => {
                 if let Some((world, _)) = self.replica.as_ref().and_then(|r| r.live.get()) {
@@ -324,6 +335,9 @@ impl Driver {
 
     /// Makes the machine and has it wait for the log.
     fn load(&mut self, boot: &Boot) -> Result<(), HostError> {
+        if boot.net.is_some() && self.network.is_none() {
+            return Err(HostError::NoNetwork);
+        }
         let mut machine = Machine::new(boot, Tracking::On)?;
         let safepoints = machine.safepoints();
         self.board.watch(safepoints.clone());
@@ -341,7 +355,8 @@ impl Driver {
         let encoder: Arc<Mutex<Option<Encoder>>> = Arc::default();
         let go_live = {
             let (say, live, encoder) = (say.clone(), live.clone(), encoder.clone());
-            let (hub, clock, safepoints) = (self.hub.clone(), self.clock.clone(), safepoints.clone());
+            let (hub, network, clock) = (self.hub.clone(), self.network.clone(), self.clock.clone());
+            let safepoints = safepoints.clone();
             let digest_every_ns = self.keeping.digest_every_ns;
             move |replay: ReplayDoor<IncomingSource>, _| {
                 let encoder = encoder.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
@@ -351,16 +366,17 @@ impl Driver {
                 let world = World::new(safepoints, shown_ns, clock.due(boot_clock_ns()));
                 let entries = encoder.entries();
                 let outgoing = Outgoing::new(encoder, entries);
+                super::wake_for_packets(&network, &world);
                 let wake = world.clone();
                 hub.set_input_waker(Box::new(move || wake.input_waits()));
                 let log = OutgoingLog(outgoing.clone());
                 let _ = live.set((world.clone(), outgoing));
                 // Nobody listens any more only when the process is ending.
                 let _ = say.send(FromVcpu::WentLive);
-                Ok(LiveDoor::new(world, hub, log, digest_every_ns))
+                Ok(LiveDoor::new(world, super::behind(&hub, &network), log, digest_every_ns))
             }
         };
-        let replay = ReplayDoor::new(incoming.source(), self.hub.clone());
+        let replay = ReplayDoor::new(incoming.source(), super::behind(&self.hub, &self.network));
         let thread = VcpuThread::spawn(move || {
             ordinary_this_thread();
             let mut door = TakeoverDoor::new(replay, go_live);
@@ -474,6 +490,7 @@ impl Driver {
         let heartbeats_sent = self.heartbeats_sent;
         let rate = self.rate.per_second();
         let (protocol, replica) = (&self.protocol, &self.replica);
+        let net = self.network.as_ref().map(|port| port.counters());
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         self.board.update(|status| {
             status.state = protocol.state().name().into();
@@ -486,6 +503,7 @@ impl Driver {
                 State::Stopped(_) => Role::Retired,
             };
             status.generation = protocol.generation();
+            status.net = net;
             status.peer = protocol.peer().map(|peer| peer.host_name.clone());
             status.log_bytes_per_s = rate;
             status.entries = protocol.received();
@@ -525,6 +543,9 @@ impl Driver {
             }
             _ => {
                 self.hub.not_live(Role::Retired);
+                if let Some(network) = &self.network {
+                    network.not_live();
+                }
                 self.board.set_live(false);
             }
         }

@@ -39,9 +39,9 @@ fn written(result: Result<u64, LogError>) -> Result<u64, Halt> {
 impl Log for FileLog {
     const DIGESTS: bool = true;
 
-    fn append(&mut self, entry: Entry) -> Result<u64, Halt> {
+    fn append(&mut self, entry: &Entry) -> Result<u64, Halt> {
         let Some(writer) = &mut self.writer else { return Err(Halt::Requested(entry.at)) };
-        let number = written(writer.append(&entry))?;
+        let number = written(writer.append(entry))?;
         if matches!(entry.body, Body::Digest(_)) {
             // What a crash of this process may cost is what came since the last digest.
             written(writer.flush().map(|()| number))?;

@@ -24,10 +24,13 @@ use std::time::Duration;
 
 use crate::arbiter::Arbiter;
 use crate::backends::clock::boot_clock_ns;
+use crate::backends::world::World;
 use crate::console::hub::Hub;
+use crate::doors::Behind;
 use crate::log::file::LogError;
 use crate::machine::MachineError;
 use crate::machine::doors::{EndReason, Halt};
+use crate::net::port::Port;
 use crate::replication::{Identity, Settings, StopReason};
 use board::Board;
 
@@ -58,6 +61,9 @@ pub enum HostError {
         #[source]
         source: std::io::Error,
     },
+    /// The guest has a network card, and this host nothing to plug it into.
+    #[error("the guest has a network card: say with --net where this host plugs it in")]
+    NoNetwork,
     /// The boot that the log starts from is out of bounds.
     #[error("the guest cannot be sent to a backup")]
     Boot(#[from] crate::log::boot::BootError),
@@ -84,6 +90,8 @@ pub struct Site {
     pub hub: Arc<Hub>,
     /// What `lockstep status` reads.
     pub board: Arc<Board>,
+    /// Where the guest's card is plugged in, if it has one.
+    pub network: Option<Arc<Port>>,
     /// Who may live.
     pub arbiter: Arc<dyn Arbiter>,
 }
@@ -109,4 +117,21 @@ async fn due(deadline_ns: Option<u64>) {
 
 pub(crate) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> HostError {
     move |source| HostError::System { what, source }
+}
+
+/// What stands behind the doors of a machine with this console and, maybe, this network.
+fn behind(hub: &Arc<Hub>, network: &Option<Arc<Port>>) -> Behind {
+    let mut behind = Behind::console(hub.clone());
+    if let Some(port) = network {
+        behind.network = port.clone();
+    }
+    behind
+}
+
+/// Has packets for the guest wake the machine in `world`.
+fn wake_for_packets(network: &Option<Arc<Port>>, world: &Arc<World>) {
+    if let Some(port) = network {
+        let (wake, remind) = (world.clone(), world.clone());
+        port.set_waker(Box::new(move || wake.packets_wait()), Box::new(move || remind.remind_of_packets()));
+    }
 }

@@ -28,6 +28,7 @@ use crate::machine::instant::Instant as GuestInstant;
 use crate::machine::safepoint::Safepoints;
 use crate::machine::snapshot::Boot;
 use crate::machine::{Machine, Tracking};
+use crate::net::port::Port;
 use crate::replication::StopReason;
 use crate::replication::election::Answer;
 use crate::replication::message::{Message, Refusal};
@@ -71,6 +72,7 @@ struct Driver {
     /// The newest one that was told: an idle guest stands still, and nobody needs to hear that a thousand times a second.
     horizon: GuestInstant,
     hub: Arc<Hub>,
+    network: Option<Arc<Port>>,
     board: Arc<Board>,
     referee: Referee,
     machine: Option<Machine>,
@@ -85,7 +87,7 @@ struct Driver {
 
 /// Runs a primary until its guest has ended or the protocol stops it.
 pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcome, HostError> {
-    let Site { me, settings, keeping, hub, board, arbiter } = site;
+    let Site { me, settings, keeping, hub, board, network, arbiter } = site;
     let machine = Machine::new(&boot, Tracking::On)?;
     let safepoints = machine.safepoints();
     board.watch(safepoints.clone());
@@ -105,6 +107,7 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         safepoints,
         horizon: GuestInstant::BOOT,
         hub: hub.clone(),
+        network: network.clone(),
         board: board.clone(),
         referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
         machine: Some(machine),
@@ -116,9 +119,15 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         rate: Rate::default(),
         heartbeats_sent: 0,
     };
+    super::wake_for_packets(&network, &world);
     hub.set_input_waker(Box::new(move || world.input_waits()));
+    let carrier = network.map(|port| tokio::spawn(port.run()));
     let result = driver.drive(&listener, &mut vcpu).await;
-    driver.finish(result).await
+    let outcome = driver.finish(result).await;
+    if let Some(carrier) = carrier {
+        carrier.abort();
+    }
+    outcome
 }
 
 impl Driver {
@@ -212,9 +221,24 @@ impl Driver {
                 }
             }
             Action::StartGuest => self.start_guest()?,
-            Action::Release { below: u64::MAX } => self.hub.set_protection(Protection::Unprotected),
-            Action::Release { below } => self.hub.release(below),
-            Action::Hold => self.hub.hold(),
+            Action::Release { below: u64::MAX } => {
+                self.hub.set_protection(Protection::Unprotected);
+                if let Some(network) = &self.network {
+                    network.set_protection(Protection::Unprotected);
+                }
+            }
+            Action::Release { below } => {
+                if let Some(network) = &self.network {
+                    network.release(below);
+                }
+                self.hub.release(below);
+            }
+            Action::Hold => {
+                if let Some(network) = &self.network {
+                    network.hold();
+                }
+                self.hub.hold();
+            }
             Action::Stall => self.outgoing.set_stalled(true),
             Action::Resume => self.outgoing.set_stalled(false),
             Action::SlowDown { per_mille } => self.world.set_slow_down(per_mille.into()),
@@ -255,15 +279,18 @@ impl Driver {
         let protection =
             if *self.protocol.state() == State::Protected { Protection::HeldFrom(0) } else { Protection::Unprotected };
         self.hub.go_live(generation, protection);
+        if let Some(network) = &self.network {
+            network.go_live(protection);
+        }
         self.board.set_live(true);
         tracing::info!(generation, ?protection, "the guest starts");
-        let (world, hub) = (self.world.clone(), self.hub.clone());
+        let (world, behind) = (self.world.clone(), super::behind(&self.hub, &self.network));
         let log = OutgoingLog(self.outgoing.clone());
         let (digest_every_ns, done) = (self.keeping.digest_every_ns, self.done.clone());
         self.thread = Some(
             VcpuThread::spawn(move || {
                 ordinary_this_thread();
-                let mut door = LiveDoor::new(world, hub, log, digest_every_ns);
+                let mut door = LiveDoor::new(world, behind, log, digest_every_ns);
                 // Nobody listens any more only when the process is ending.
                 let _ = done.send(machine.run(&mut door));
             })
@@ -358,6 +385,7 @@ impl Driver {
         let (protocol, ended) = (&self.protocol, &self.ended);
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         let running = self.thread.is_some();
+        let net = self.network.as_ref().map(|port| port.counters());
         self.board.update(|status| {
             status.state = protocol.state().name().into();
             status.role = match protocol.state() {
@@ -367,6 +395,7 @@ impl Driver {
                 State::Stopped(_) => Role::Retired,
             };
             status.generation = protocol.generation();
+            status.net = net;
             status.peer = protocol.peer().map(|peer| peer.host_name.clone());
             let protected = *protocol.state() == State::Protected;
             status.execution_lag_ns = protected.then(|| protocol.lag_ns());
@@ -395,6 +424,9 @@ impl Driver {
         let clean = self.ended.is_some() && matches!(self.stopped, Some(StopReason::Ended));
         if !clean {
             self.hub.not_live(Role::Retired);
+            if let Some(network) = &self.network {
+                network.not_live();
+            }
             self.board.set_live(false);
         }
         if result.is_err() {

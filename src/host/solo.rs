@@ -16,6 +16,7 @@ use crate::doors::live::{LiveDoor, Log};
 use crate::machine::Machine;
 use crate::machine::doors::{EndReason, Halt};
 use crate::machine::instant::Instant;
+use crate::net::port::Port;
 
 /// How long a guest has to reach an instant at which it can be stopped, after it was asked to stop.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -37,14 +38,20 @@ pub async fn run<L: Log + Send + 'static>(
     log: L,
     digest_every_ns: u64,
     hub: Arc<Hub>,
+    network: Option<Arc<Port>>,
     board: Arc<Board>,
 ) -> Result<SoloEnd<L>, HostError> {
     let safepoints = machine.safepoints();
     let world = World::new(safepoints.clone(), 0, 0);
     let wake = world.clone();
+    super::wake_for_packets(&network, &world);
     hub.set_input_waker(Box::new(move || wake.input_waits()));
     board.watch(safepoints);
     hub.go_live(0, Protection::Unprotected);
+    let carrier = network.clone().map(|port| {
+        port.go_live(Protection::Unprotected);
+        tokio::spawn(port.run())
+    });
     board.set_live(true);
     board.update(|status| {
         status.role = Role::Unprotected;
@@ -53,10 +60,11 @@ pub async fn run<L: Log + Send + 'static>(
     });
     let (say, mut done) = mpsc::unbounded_channel();
     let thread = {
-        let (world, hub) = (world.clone(), hub.clone());
+        let world = world.clone();
+        let behind = super::behind(&hub, &network);
         VcpuThread::spawn(move || {
             ordinary_this_thread();
-            let mut door = LiveDoor::new(world, hub, log, digest_every_ns);
+            let mut door = LiveDoor::new(world, behind, log, digest_every_ns);
             let result = machine.run(&mut door);
             // Nobody listens any more only when the process is ending.
             let _ = say.send((result, machine.at(), door.into_log()));
@@ -74,6 +82,9 @@ pub async fn run<L: Log + Send + 'static>(
                 refresh.reset_after(PATIENCE);
             }
             _ = refresh.tick() => {
+                if let Some(network) = &network {
+                    board.update(|status| status.net = Some(network.counters()));
+                }
                 if stopping {
                     tracing::warn!("the guest reaches no safepoint and no exit: it is given up where it stands");
                     world.abandon();
@@ -83,6 +94,9 @@ pub async fn run<L: Log + Send + 'static>(
         }
     };
     world.end();
+    if let Some(carrier) = carrier {
+        carrier.abort();
+    }
     vcpu_thread::stop(Some(thread)).await;
     let Some((result, at, log)) = ended else {
         return Err(HostError::System {

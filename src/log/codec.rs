@@ -15,6 +15,7 @@ use super::entry::{Body, Entry};
 use crate::machine::digest::{Digest, PageCheck};
 use crate::machine::doors::{ConsoleInput, EndReason};
 use crate::machine::instant::Instant;
+use crate::machine::packets::{HEADER, Packets};
 
 /// Why bytes are no entry, or an entry cannot follow those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +54,9 @@ pub enum CodecError {
     /// Console input of this many bytes; there are 1 to [`ConsoleInput::MAX`].
     #[error("console input of {0} bytes (1 to {max} are possible)", max = ConsoleInput::MAX)]
     ConsoleLength(usize),
+    /// A batch of packets with none, or with more packets or bytes than [`Packets`] holds; the offending number of packets.
+    #[error("{0} packets in one batch, or a packet too short or too long for it")]
+    PacketBounds(u64),
     /// A digest that lists this many pages, more than [`Digest::MAX_PAGES`].
     #[error("a digest with {0} pages (at most {max})", max = Digest::MAX_PAGES)]
     PageCount(u64),
@@ -80,6 +84,9 @@ pub enum Field {
     Console,
     ConsoleOffset,
     OutputLength,
+    PacketCount,
+    PacketLength,
+    PacketHeader,
     Registers,
     Pages,
 }
@@ -93,6 +100,9 @@ impl std::fmt::Display for Field {
             Field::Console => "the form of console input",
             Field::ConsoleOffset => "the offset of console input",
             Field::OutputLength => "the length of an output",
+            Field::PacketCount => "the number of packets",
+            Field::PacketLength => "the length of a packet",
+            Field::PacketHeader => "the header of a packet",
             Field::Registers => "the register mask of a digest",
             Field::Pages => "the page list of a digest",
         })
@@ -106,6 +116,10 @@ const CONSOLE: u8 = 3;
 const OUTPUT: u8 = 4;
 const DIGEST: u8 = 5;
 const END: u8 = 6;
+/// A kind of the network's: one byte more says which.
+const NETWORK: u8 = 7;
+const PACKETS: u64 = 0;
+const SENT: u64 = 1;
 
 /// Exits delta of 2 to 255: one byte.
 const EXITS_BYTE: u8 = 2;
@@ -203,6 +217,7 @@ impl Encoder {
             Body::Output { .. } => OUTPUT,
             Body::Digest(_) => DIGEST,
             Body::End(_) => END,
+            Body::Packets(_) | Body::Sent { .. } => NETWORK,
         };
         let mut short = Short::new();
         short.put((kind | exits_class << 3 | polls_class << 5).into(), 1);
@@ -228,6 +243,14 @@ impl Encoder {
             Body::Console(input) => self.encode_console(input, short, out)?,
             Body::Output { length, check } => {
                 short.varint((*length).into());
+                short.put((*check).into(), 4);
+                out.extend_from_slice(short.bytes());
+            }
+            Body::Packets(packets) => encode_packets(packets, short, out)?,
+            Body::Sent { packets, bytes, check } => {
+                short.put(SENT, 1);
+                short.varint((*packets).into());
+                short.varint((*bytes).into());
                 short.put((*check).into(), 4);
                 out.extend_from_slice(short.bytes());
             }
@@ -345,9 +368,6 @@ impl Decoder {
             return Err(CodecError::AfterEnd);
         }
         let (kind, exits_class, polls_class) = (tag & 7, tag >> 3 & 3, tag >> 5);
-        if kind > END {
-            return Err(CodecError::UnknownKind(kind));
-        }
         let at = self.decode_instant(&mut bytes, exits_class, polls_class)?;
         let body = match kind {
             CLOCK => {
@@ -358,11 +378,19 @@ impl Decoder {
             TICK => Body::Tick,
             CONSOLE => Body::Console(self.decode_console(&mut bytes)?),
             OUTPUT => {
-                let length = bytes.varint()?.ok_or(CodecError::NotCanonical(Field::OutputLength))?;
-                let length = u32::try_from(length).map_err(|_| CodecError::Overflow(Field::OutputLength))?;
+                let length = decode_u32(&mut bytes, Field::OutputLength)?;
                 Body::Output { length, check: bytes.take(4)? as u32 }
             }
             DIGEST => Body::Digest(Box::new(self.decode_digest(&mut bytes)?)),
+            NETWORK => match bytes.take(1)? {
+                PACKETS => Body::Packets(decode_packets(&mut bytes)?),
+                SENT => Body::Sent {
+                    packets: decode_u32(&mut bytes, Field::PacketCount)?,
+                    bytes: decode_u32(&mut bytes, Field::PacketLength)?,
+                    check: bytes.take(4)? as u32,
+                },
+                other => return Err(CodecError::UnknownKind(NETWORK + other as u8)),
+            },
             _ => Body::End(match bytes.take(1)? as u8 {
                 0 => EndReason::Exit(bytes.take(1)? as u8),
                 1 => EndReason::Stopped,
@@ -379,7 +407,7 @@ impl Decoder {
             Body::Console(input) => self.state.after_console(input),
             Body::Digest(digest) => self.state.words = words(digest),
             Body::End(_) => self.state.ended = true,
-            Body::Entropy(_) | Body::Tick | Body::Output { .. } => {}
+            Body::Entropy(_) | Body::Tick | Body::Output { .. } | Body::Packets(_) | Body::Sent { .. } => {}
         }
         self.state.at = at;
         self.state.entries += 1;
@@ -468,4 +496,57 @@ impl Decoder {
         registers.copy_from_slice(&words[..18]);
         Ok(Digest { memory, registers, system: words[18], fpu: words[19], devices: words[20], pages })
     }
+}
+
+fn decode_u32(bytes: &mut Bytes<'_>, field: Field) -> Result<u32, CodecError> {
+    let value = bytes.varint()?.ok_or(CodecError::NotCanonical(field))?;
+    u32::try_from(value).map_err(|_| CodecError::Overflow(field))
+}
+
+/// Number of packets, then each: its frame's length with a bit for "the header is not all zero", that header, the frame.
+fn encode_packets(packets: &Packets, mut short: Short, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    if packets.is_empty() {
+        return Err(CodecError::PacketBounds(0));
+    }
+    short.put(PACKETS, 1);
+    short.varint(packets.len() as u64);
+    out.extend_from_slice(short.bytes());
+    for packet in packets.iter() {
+        let (header, frame) = packet.split_at(HEADER);
+        let plain = header.iter().all(|&byte| byte == 0);
+        let mut short = Short::new();
+        short.varint((frame.len() as u64) << 1 | u64::from(!plain));
+        out.extend_from_slice(short.bytes());
+        out.extend_from_slice(if plain { frame } else { packet });
+    }
+    Ok(())
+}
+
+fn decode_packets(bytes: &mut Bytes<'_>) -> Result<Packets, CodecError> {
+    let count = bytes.varint()?.ok_or(CodecError::NotCanonical(Field::PacketCount))?;
+    if !(1..=Packets::MAX_COUNT as u64).contains(&count) {
+        return Err(CodecError::PacketBounds(count));
+    }
+    let mut packets = Packets::new();
+    for _ in 0..count {
+        let word = bytes.varint()?.ok_or(CodecError::NotCanonical(Field::PacketLength))?;
+        let length = usize::try_from(word >> 1).map_err(|_| CodecError::Overflow(Field::PacketLength))?;
+        if length > Packets::MAX_PACKET - HEADER {
+            return Err(CodecError::PacketBounds(count));
+        }
+        let header = if word & 1 == 1 { bytes.slice(HEADER)? } else { &[0; HEADER] };
+        if word & 1 == 1 && header.iter().all(|&byte| byte == 0) {
+            return Err(CodecError::NotCanonical(Field::PacketHeader));
+        }
+        let frame = bytes.slice(length)?;
+        let fits = packets.push_with(|out| {
+            out.extend_from_slice(header);
+            out.extend_from_slice(frame);
+            true
+        });
+        if !fits {
+            return Err(CodecError::PacketBounds(count));
+        }
+    }
+    Ok(packets)
 }

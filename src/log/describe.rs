@@ -21,12 +21,25 @@ pub enum Kind {
     Digest,
     /// [`Body::End`].
     End,
+    /// [`Body::Packets`].
+    Packets,
+    /// [`Body::Sent`].
+    Sent,
 }
 
 impl Kind {
     /// All kinds, in the order in which the byte format numbers them.
-    pub const ALL: [Kind; 7] =
-        [Kind::Clock, Kind::Entropy, Kind::Tick, Kind::Console, Kind::Output, Kind::Digest, Kind::End];
+    pub const ALL: [Kind; 9] = [
+        Kind::Clock,
+        Kind::Entropy,
+        Kind::Tick,
+        Kind::Console,
+        Kind::Output,
+        Kind::Digest,
+        Kind::End,
+        Kind::Packets,
+        Kind::Sent,
+    ];
 
     /// The name under which `lockstep log` shows it.
     pub fn name(self) -> &'static str {
@@ -36,6 +49,8 @@ impl Kind {
             Kind::Tick => "tick",
             Kind::Console => "console",
             Kind::Output => "output",
+            Kind::Packets => "packets",
+            Kind::Sent => "sent",
             Kind::Digest => "digest",
             Kind::End => "end",
         }
@@ -52,6 +67,8 @@ impl Body {
             Body::Tick => Kind::Tick,
             Body::Console(_) => Kind::Console,
             Body::Output { .. } => Kind::Output,
+            Body::Packets(_) => Kind::Packets,
+            Body::Sent { .. } => Kind::Sent,
             Body::Digest(_) => Kind::Digest,
             Body::End(_) => Kind::End,
         }
@@ -68,6 +85,13 @@ pub fn details(body: &Body) -> String {
             format!("session {:016x} offset {} \"{}\"", input.session, input.offset, input.bytes.escape_ascii())
         }
         Body::Output { length, check } => format!("{length} byte{} check {check:08x}", plural(*length)),
+        Body::Packets(packets) => {
+            let count = packets.len() as u32;
+            format!("{count} packet{} {} bytes", plural(count), packets.bytes().len())
+        }
+        Body::Sent { packets, bytes, check } => {
+            format!("{packets} packet{} {bytes} bytes check {check:08x}", plural(*packets))
+        }
         Body::Digest(digest) => {
             let rip = REGISTER_NAMES.iter().zip(digest.registers).find(|(name, _)| **name == "rip");
             let (pages, rip) = (digest.pages.len(), rip.map_or(0, |(_, value)| value));

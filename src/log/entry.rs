@@ -4,6 +4,7 @@
 use crate::machine::digest::Digest;
 use crate::machine::doors::{ConsoleInput, EndReason};
 use crate::machine::instant::Instant;
+use crate::machine::packets::Packets;
 
 /// One entry of the log. Entries are numbered from 0; instants never decrease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,13 +33,32 @@ pub enum Body {
         /// Low 32 bits of the XXH3 of the bytes.
         check: u32,
     },
+    /// Event: packets reached the network card; never none.
+    Packets(Packets),
+    /// Output: the guest sent packets.
+    Sent {
+        /// How many; never 0.
+        packets: u32,
+        /// How many bytes, headers included.
+        bytes: u32,
+        /// Low 32 bits of the XXH3 of the bytes.
+        check: u32,
+    },
     /// Check: the machine's state here.
     Digest(Box<Digest>),
     /// The guest ended here. Always the last entry.
     End(EndReason),
 }
 
-/// The check of an [`Output`](Body::Output) entry: low 32 bits of the XXH3 of the bytes.
+impl Body {
+    /// The entry of these packets as an output.
+    pub fn sent(packets: &Packets) -> Body {
+        let bytes = packets.bytes();
+        Body::Sent { packets: packets.len() as u32, bytes: bytes.len() as u32, check: output_check(bytes) }
+    }
+}
+
+/// The check of an [`Output`](Body::Output) or [`Sent`](Body::Sent) entry: low 32 bits of the XXH3 of the bytes.
 pub fn output_check(bytes: &[u8]) -> u32 {
     xxhash_rust::xxh3::xxh3_64(bytes) as u32
 }

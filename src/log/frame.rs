@@ -15,7 +15,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Version of the frame header, of the entry format, and of all payloads.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The first four bytes of every frame, and so of every log file.
 pub const MAGIC: [u8; 4] = *b"lkst";

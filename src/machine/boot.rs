@@ -8,8 +8,9 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
 use linux_loader::loader::{Elf, KernelLoader};
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
+use super::memory::Memory;
 use super::snapshot::Boot;
 
 const START_INFO: u64 = 0x6000;
@@ -59,17 +60,8 @@ struct MemoryMapEntry(hvm_memmap_table_entry);
 // SAFETY: `hvm_memmap_table_entry` is a C structure of integers without padding, as its specification lays it out.
 unsafe impl ByteValued for MemoryMapEntry {}
 
-/// What was loaded.
-#[derive(Clone, Copy, Debug)]
-pub struct Loaded {
-    /// Where the guest starts.
-    pub entry: u64,
-    /// Everything written to memory lies below this address.
-    pub end: u64,
-}
-
-/// Loads the image and the boot structures into zeroed memory.
-pub fn load(boot: &Boot, memory: &GuestMemoryMmap) -> Result<Loaded, BootError> {
+/// Loads the image and the boot structures into zeroed memory; returns where the guest starts.
+pub fn load(boot: &Boot, memory: &Memory) -> Result<u64, BootError> {
     if boot.command_line.len() > MAX_COMMAND_LINE {
         return Err(BootError::CommandLine(boot.command_line.len()));
     }
@@ -92,7 +84,7 @@ pub fn load(boot: &Boot, memory: &GuestMemoryMmap) -> Result<Loaded, BootError> 
         ..Default::default()
     };
     memory.write_obj(StartInfo(info), GuestAddress(START_INFO))?;
-    Ok(Loaded { entry: entry.0, end: loaded.kernel_end.max(COMMAND_LINE + 0x1000) })
+    Ok(entry.0)
 }
 
 /// The registers with which the image is entered: flat 32-bit protected mode, paging off, `ebx` at the start info.

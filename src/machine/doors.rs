@@ -12,6 +12,7 @@
 
 use super::digest::Digest;
 use super::instant::Instant;
+use super::packets::Packets;
 
 /// What can stop a machine at a door.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,8 @@ pub enum Event {
     Tick,
     /// Bytes typed at the console, at most what the UART's receive FIFO has room for.
     Console(ConsoleInput),
+    /// Packets reached the network card, at most as many as it has buffers for.
+    Packets(Packets),
     /// Take a digest here (see [`Outputs::digest`]). The guest does not notice.
     Digest,
     /// Stop the machine here, on its owner's request.
@@ -74,6 +77,8 @@ pub struct Readiness {
     pub idle: bool,
     /// Bytes that the UART's receive FIFO has room for.
     pub console_room: usize,
+    /// Packets that the network card has buffers for.
+    pub packet_room: usize,
     /// Period of the guest's timer in nanoseconds; 0 while it is not programmed.
     pub timer_period_ns: u64,
 }
@@ -109,6 +114,8 @@ pub trait Inputs {
 pub trait Outputs {
     /// The guest wrote `bytes` to its console at `at`; never empty.
     fn console(&mut self, at: Instant, bytes: &[u8]) -> Result<(), Halt>;
+    /// The guest sent `packets` at `at`; never none. The door may take them out.
+    fn network(&mut self, at: Instant, packets: &mut Packets) -> Result<(), Halt>;
     /// The digest of the state at `at`, asked for by [`Event::Digest`].
     fn digest(&mut self, at: Instant, digest: Digest) -> Result<(), Halt>;
     /// The guest has ended at `at` and will not run again.

@@ -1,6 +1,10 @@
 //! Guest memory: one slot from guest-physical 0.
 
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+/// Guest memory. Its bitmap knows which pages the *host* has written, devices above all: KVM's dirty log knows only of the guest.
+pub type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 /// Guest memory is a whole number of these, in bytes.
 pub const GRANULE: u64 = 2 << 20;
@@ -27,16 +31,15 @@ pub enum MemoryError {
 }
 
 /// Maps zeroed guest memory of `size` bytes.
-pub fn map(size: u64) -> Result<GuestMemoryMmap, MemoryError> {
+pub fn map(size: u64) -> Result<Memory, MemoryError> {
     if !(MIN..=MAX).contains(&size) || !size.is_multiple_of(GRANULE) {
         return Err(MemoryError::Size(size));
     }
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size as usize)])
-        .map_err(|source| MemoryError::Map { size, source })
+    Memory::from_ranges(&[(GuestAddress(0), size as usize)]).map_err(|source| MemoryError::Map { size, source })
 }
 
 /// The bytes of page number `page` as they are now, if it lies in memory. Only while the guest does not run.
-pub fn page(memory: &GuestMemoryMmap, page: usize) -> Option<&[u8]> {
+pub fn page(memory: &Memory, page: usize) -> Option<&[u8]> {
     let address = GuestAddress((page as u64) << 12);
     memory.check_range(address, 4096).then(|| {
         let host = memory.get_host_address(address).expect("checked just now");
@@ -44,4 +47,9 @@ pub fn page(memory: &GuestMemoryMmap, page: usize) -> Option<&[u8]> {
         // hold the only vCPU stopped, so nobody writes meanwhile but the `limit` of the safepoint page, which is never read here.
         unsafe { std::slice::from_raw_parts(host, 4096) }
     })
+}
+
+/// The pages that the host has written since the last call, one bit each.
+pub fn take_written(memory: &Memory) -> Vec<u64> {
+    memory.iter().next().map_or_else(Vec::new, |region| (**region).bitmap().get_and_reset())
 }

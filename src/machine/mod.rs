@@ -9,6 +9,7 @@ pub mod doors;
 pub mod instant;
 pub mod memory;
 pub mod memory_digest;
+pub mod packets;
 pub mod run;
 pub mod safepoint;
 pub mod snapshot;

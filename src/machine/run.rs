@@ -14,19 +14,18 @@
 //!                                      ──► signal: ask the door           ──► KVM_RUN
 //! ```
 
-use vm_memory::GuestMemoryMmap;
-
 use super::boot::{self, BootError};
 use super::digest::Digest;
 use super::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use super::instant::Instant;
-use super::memory::{self, MemoryError};
+use super::memory::{self, Memory, MemoryError};
 use super::memory_digest::MemoryDigest;
+use super::packets::Packets;
 use super::safepoint::{NO_LIMIT, Safepoints};
 use super::snapshot::Boot;
 use super::vcpu::{Exit, KvmError, Vcpu};
 use crate::devices::Devices;
-use lockstep_abi::{port, pv};
+use lockstep_abi::{port, pv, virtio};
 
 /// A machine that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -59,18 +58,28 @@ enum Access {
     Write,
 }
 
+const VIRTIO_BASE: u64 = virtio::MMIO_BASE;
+const VIRTIO_SIZE: u64 = virtio::MMIO_STRIDE * virtio::SLOTS;
+
+/// Where `address` lies in the `size` bytes from `base`, if it does.
+fn offset_in(address: u64, base: u64, size: u64) -> Option<u64> {
+    address.checked_sub(base).filter(|&offset| offset < size)
+}
+
 /// The deterministic machine: one vCPU, its memory, its devices.
 pub struct Machine {
     vcpu: Vcpu,
-    memory: GuestMemoryMmap,
+    memory: Memory,
     devices: Devices,
     safepoints: Safepoints,
     at: Instant,
     /// The last exit was `hlt` and no interrupt has come since.
     halted: bool,
     access: Access,
-    /// With tracking: the digest of memory, and the pages to look at beside KVM's dirty log.
+    /// With tracking: the digest of memory, and the pages to look at beside KVM's dirty log and what the host has written.
     digests: Option<(MemoryDigest, Vec<u64>)>,
+    /// For packets on their way out: kept for its memory.
+    packets: Packets,
 }
 
 impl Machine {
@@ -78,27 +87,22 @@ impl Machine {
     pub fn new(boot: &Boot, tracking: Tracking) -> Result<Self, MachineError> {
         let memory = memory::map(boot.memory_bytes)?;
         let mut vcpu = Vcpu::new(memory.clone(), &boot.cpuid, tracking == Tracking::On)?;
-        let loaded = boot::load(boot, &memory)?;
-        vcpu.enter_at(loaded.entry)?;
+        let entry = boot::load(boot, &memory)?;
+        vcpu.enter_at(entry)?;
         let digests = (tracking == Tracking::On).then(|| {
             let pages = (boot.memory_bytes >> 12) as usize;
-            let mut written = vec![0u64; pages.div_ceil(64)];
-            for page in 0..loaded.end.div_ceil(4096) as usize {
-                if let Some(word) = written.get_mut(page / 64) {
-                    *word |= 1 << (page % 64);
-                }
-            }
-            (MemoryDigest::new(pages), written)
+            (MemoryDigest::new(pages), vec![0u64; pages.div_ceil(64)])
         });
         Ok(Machine {
             vcpu,
             safepoints: Safepoints::new(memory.clone()),
             memory,
-            devices: Devices::new(boot.boot_time_ns),
+            devices: Devices::new(boot.boot_time_ns, boot.net),
             at: Instant::BOOT,
             halted: false,
             access: Access::None,
             digests,
+            packets: Packets::new(),
         })
     }
 
@@ -148,6 +152,7 @@ impl Machine {
             let ready = Readiness {
                 idle: self.halted && !pending,
                 console_room: self.devices.uart.room(),
+                packet_room: self.devices.packet_room(&self.memory),
                 timer_period_ns: self.devices.pit.period_ns(),
             };
             match door.event(self.at, ready)? {
@@ -156,6 +161,7 @@ impl Machine {
                     transmit(&mut self.devices, self.at, door)?;
                 }
                 Some(Event::Console(input)) => self.devices.receive(&input.bytes),
+                Some(Event::Packets(packets)) => self.devices.receive_packets(&self.memory, &packets),
                 Some(Event::Digest) => {
                     let digest = self.digest().map_err(failed("take a digest"))?;
                     door.digest(self.at, digest)?;
@@ -257,30 +263,54 @@ impl Machine {
                     if self.devices.uart.transmitted_enough() {
                         transmit(&mut self.devices, at, door)?;
                     }
+                    if port == port::VIRTIO_SYNC {
+                        self.send_packets(door)?;
+                    }
                     if let Some(code) = self.devices.exit_code {
                         return Ok(Some(EndReason::Exit(code)));
                     }
                 }
                 Exit::MmioRead { address, data } => {
                     self.access = Access::Read;
-                    match address.checked_sub(pv::BASE).filter(|&offset| offset < pv::SIZE) {
-                        Some(offset) => self.devices.pv.read(at, offset, data, door)?,
-                        None => data.fill(0xff),
+                    match (offset_in(address, pv::BASE, pv::SIZE), offset_in(address, VIRTIO_BASE, VIRTIO_SIZE)) {
+                        (Some(offset), _) => self.devices.pv.read(at, offset, data, door)?,
+                        (_, Some(offset)) => self.devices.read_virtio(offset, data),
+                        (None, None) => data.fill(0xff),
                     }
                 }
                 Exit::MmioWrite { address, data } => {
                     self.access = Access::Write;
-                    let offset = address.checked_sub(pv::BASE).filter(|&offset| offset < pv::SIZE);
-                    if let Some(page) = offset.and_then(|offset| self.devices.pv.asks_for_page(offset, data)) {
+                    if let Some(offset) = offset_in(address, VIRTIO_BASE, VIRTIO_SIZE) {
+                        if self.devices.write_virtio(offset, data, &self.memory) {
+                            self.send_packets(door)?;
+                        }
+                    } else if let Some(offset) = offset_in(address, pv::BASE, pv::SIZE)
+                        && let Some(page) = self.devices.pv.asks_for_page(offset, data)
+                    {
                         self.name_safepoint_page(page);
                     }
                 }
-                Exit::Halt => self.halted = true,
+                Exit::Halt => {
+                    self.halted = true;
+                    self.send_packets(door)?;
+                }
                 Exit::Shutdown => return Ok(Some(EndReason::TripleFault)),
                 Exit::CannotExecute => return Ok(Some(EndReason::CannotExecute(self.vcpu.instruction_pointer()))),
                 Exit::Interrupted | Exit::InterruptWindow => unreachable!("handled above"),
             }
             return Ok(None);
+        }
+    }
+
+    /// Hands out what the guest has queued at its network card.
+    fn send_packets(&mut self, door: &mut impl Outputs) -> Result<(), Halt> {
+        loop {
+            self.packets.clear();
+            self.devices.transmit_packets(&self.memory, &mut self.packets);
+            if self.packets.is_empty() {
+                return Ok(());
+            }
+            door.network(self.at, &mut self.packets)?;
         }
     }
 
@@ -316,6 +346,9 @@ impl Machine {
                 let mut dirty = self.vcpu.take_dirty()?;
                 for (word, extra) in dirty.iter_mut().zip(written.iter_mut()) {
                     *word |= std::mem::take(extra);
+                }
+                for (word, host) in dirty.iter_mut().zip(memory::take_written(&self.memory)) {
+                    *word |= host;
                 }
                 let pages = digest.update(&dirty, |page| {
                     if Some(page) == safepoint_page { None } else { memory::page(&self.memory, page) }

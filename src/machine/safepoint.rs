@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::instant::Instant;
+use super::memory::Memory;
 use lockstep_abi::safepoint::{COUNT, LIMIT};
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend};
 
 /// A limit that no count reaches.
 pub const NO_LIMIT: u64 = u64::MAX;
@@ -22,7 +23,7 @@ pub struct Safepoints {
 }
 
 struct Inner {
-    memory: GuestMemoryMmap,
+    memory: Memory,
     /// Guest-physical address of the page; 0: none.
     page: AtomicU64,
     /// Exits counted so far, for readers that want a whole instant.
@@ -31,7 +32,7 @@ struct Inner {
 
 impl Safepoints {
     /// A handle for a guest in `memory` that has not named its page yet.
-    pub fn new(memory: GuestMemoryMmap) -> Self {
+    pub fn new(memory: Memory) -> Self {
         Safepoints { inner: Arc::new(Inner { memory, page: AtomicU64::new(0), exits: AtomicU64::new(0) }) }
     }
 

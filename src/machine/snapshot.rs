@@ -14,10 +14,23 @@ pub struct Boot {
     pub command_line: String,
     /// The wall clock at boot, in nanoseconds since 1970 UTC.
     pub boot_time_ns: u64,
+    /// The network card, if there is one.
+    pub net: Option<NicConfig>,
     /// The CPUID leaves the guest sees.
     pub cpuid: Vec<CpuidLeaf>,
     /// The guest's ELF image.
     pub image: Vec<u8>,
+}
+
+/// The network card as the guest finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NicConfig {
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// The longest IP packet of its link, in bytes.
+    pub mtu: u16,
+    /// Whether it offers checksum and segmentation offloads.
+    pub offloads: bool,
 }
 
 /// One CPUID leaf of the guest's processor.

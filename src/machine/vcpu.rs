@@ -5,11 +5,12 @@ use kvm_bindings::{
     kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::cpuid;
+use super::memory::Memory;
 use super::snapshot::CpuidLeaf;
 
 /// The ioctl that `kvm-ioctls` has no wrapper for.
@@ -125,12 +126,12 @@ pub fn host_cpuid() -> Result<kvm_bindings::CpuId, KvmError> {
 pub struct Vcpu {
     fd: VcpuFd,
     vm: VmFd,
-    memory: GuestMemoryMmap,
+    memory: Memory,
 }
 
 impl Vcpu {
     /// Makes a virtual machine over `memory` with the processor `cpu`; `track` turns on dirty page logging.
-    pub fn new(memory: GuestMemoryMmap, cpu: &[CpuidLeaf], track: bool) -> Result<Self, KvmError> {
+    pub fn new(memory: Memory, cpu: &[CpuidLeaf], track: bool) -> Result<Self, KvmError> {
         let kvm = open()?;
         for (cap, name) in [
             (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),

@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lockstep::backends::world::World;
-use lockstep::doors::Console;
 use lockstep::doors::live::LiveDoor;
 use lockstep::doors::replay::{ReplayDoor, Tally};
+use lockstep::doors::{Behind, Console};
 use lockstep::guest;
 use lockstep::host::file_log::{FileLog, FileSource, Watch};
 use lockstep::host::vcpu_thread::VcpuThread;
@@ -38,6 +38,7 @@ pub fn boot_image(image: Vec<u8>, command_line: &str) -> Boot {
         memory_bytes: 32 << 20,
         command_line: command_line.into(),
         boot_time_ns: 1_700_000_000_000_000_000,
+        net: None,
         cpuid: cpuid::template(&host),
         image,
     }
@@ -153,7 +154,7 @@ pub fn record(boot: &Boot, file: &Path, how: Recording) -> Ran {
         let (world, terminal) = (world.clone(), terminal.clone());
         VcpuThread::spawn(move || {
             let every = how.digest_every.as_nanos() as u64;
-            let mut door = LiveDoor::new(world, terminal, log, every);
+            let mut door = LiveDoor::new(world, Behind::console(terminal), log, every);
             let began = Instant::now();
             let end = machine.run(&mut door);
             let took = began.elapsed();
@@ -217,7 +218,7 @@ pub fn replay(file: &Path) -> Ran {
     let thread = {
         let (watch, terminal) = (watch.clone(), terminal.clone());
         VcpuThread::spawn(move || {
-            let mut door = ReplayDoor::new(FileSource::new(reader, watch), terminal);
+            let mut door = ReplayDoor::new(FileSource::new(reader, watch), Behind::console(terminal));
             let began = Instant::now();
             let end = machine.run(&mut door);
             let took = began.elapsed();

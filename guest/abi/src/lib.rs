@@ -19,8 +19,8 @@ pub mod port {
     /// Writing here stops the machine with the written value as exit code (QEMU's `isa-debug-exit`,
     /// whose process then ends with `value << 1 | 1`).
     pub const DEBUG_EXIT: u16 = 0xf4;
-    /// Writing any byte here makes the machine look at every virtio queue as if each had been notified: one exit for
-    /// any number of queues, and a cheaper one than [`virtio`](super::virtio)'s notification register. A `hlt` exit does the same.
+    /// Writing any byte here has the machine look at every virtio queue, as if each had been notified. `hlt` does the same.
+    /// Where there is a paravirtual page there is this port.
     pub const VIRTIO_SYNC: u16 = 0x600;
 }
 
@@ -34,9 +34,8 @@ pub mod irq {
     pub const CASCADE: u8 = 2;
 }
 
-/// Virtio devices: slots with the MMIO transport (version 2), laid out as on QEMU's `microvm`. Slot *n* interrupts on line
-/// [`virtio::FIRST_IRQ`]` + n`. On a lockstep machine an interrupt is an edge for each notification, and there is
-/// no need to acknowledge it; elsewhere it is a level until it is acknowledged.
+/// Virtio devices behind the virtio-mmio transport (version 2), in slots as on QEMU's `microvm`. On this machine their interrupts are
+/// edges, one for each notification: nothing has to be acknowledged for the next one to come.
 pub mod virtio {
     /// Guest-physical address of slot 0.
     pub const MMIO_BASE: u64 = 0xfeb0_0000;
@@ -44,8 +43,10 @@ pub mod virtio {
     pub const MMIO_STRIDE: u64 = 0x200;
     /// How many slots there are.
     pub const SLOTS: u64 = 8;
-    /// The interrupt line of slot 0.
+    /// Interrupt line of slot 0; those of the others follow.
     pub const FIRST_IRQ: u8 = 5;
+    /// Slot of this machine's network card.
+    pub const NET_SLOT: u64 = 0;
 }
 
 /// Input clock of the i8254, in Hz.
