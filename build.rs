@@ -20,12 +20,13 @@ const NOT_INHERITED: [&str; 8] = [
 ];
 
 /// The guest's sources, and nothing else that lies there.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "Cargo.toml",
     "Cargo.lock",
     "abi",
     "apps",
     "examples",
+    "http",
     "kernels",
     "line",
     "link",

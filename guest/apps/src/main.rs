@@ -7,11 +7,13 @@ extern crate alloc;
 mod compute;
 mod crash;
 mod echo;
+mod http;
 mod idle;
 mod mix;
 mod network;
 mod probe;
 mod shell;
+mod stream;
 mod ticker;
 mod transcript;
 
@@ -23,7 +25,7 @@ app!(main);
 type App = fn(&Args) -> u8;
 
 /// The applications by name. The root crate's `src/guest.rs` describes them in the same order, which a test checks.
-const APPS: [(&str, App); 15] = [
+const APPS: [(&str, App); 17] = [
     ("shell", shell::main),
     ("mix", mix::main),
     ("compute", compute::main),
@@ -31,6 +33,8 @@ const APPS: [(&str, App); 15] = [
     ("transcript", transcript::main),
     ("ticker", ticker::main),
     ("echo", echo::main),
+    ("http", http::main),
+    ("stream", stream::main),
     ("probe-crash", probe::crash),
     ("probe-irqoff", probe::irqoff),
     ("probe-unclaimed", probe::unclaimed),

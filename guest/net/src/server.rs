@@ -6,11 +6,9 @@ use alloc::vec::Vec;
 use lockstep_runtime::{println, safepoint};
 use lockstep_service::{Now, Output, Service};
 use smoltcp::iface::{SocketHandle, SocketSet};
-use smoltcp::socket::{tcp, udp};
+use smoltcp::socket::{Socket, tcp, udp};
 use smoltcp::time::Duration;
 
-/// How many sockets listen on each port, so that as many clients may connect at once; there are new ones after each packet.
-const BACKLOG: usize = 8;
 /// A client that has not answered for so long is gone.
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// A silent client is asked so often whether it is still there.
@@ -21,8 +19,10 @@ const LINGER_MS: u64 = 10_000;
 /// How much a server may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections, on all ports together.
+    /// Connections, on all ports together, with those that listen for one.
     pub connections: usize,
+    /// Sockets that listen on each port. Few will do: there is a new one after each packet that took one.
+    pub backlog: usize,
     /// Bytes that may wait in a connection's socket to be read.
     pub receive_bytes: usize,
     /// Bytes that may wait in a connection's socket for the client's acknowledgement.
@@ -31,7 +31,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { connections: 300, receive_bytes: 32 << 10, send_bytes: 32 << 10 }
+        Limits { connections: 300, backlog: 8, receive_bytes: 32 << 10, send_bytes: 32 << 10 }
     }
 }
 
@@ -100,24 +100,26 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Sees to it that enough sockets listen.
+    /// Sees to it that enough sockets listen. A client that finds none is refused.
     fn rearm(&mut self, sockets: &mut SocketSet<'static>) {
-        for index in 0..self.ports.len() {
-            let port = self.ports[index];
-            let listening = self
-                .slots
-                .iter()
-                .filter(|slot| {
-                    slot.port == port && sockets.get::<tcp::Socket>(slot.handle).state() == tcp::State::Listen
-                })
-                .count();
-            for _ in listening..BACKLOG {
-                if self.slots.len() >= self.limits.connections {
-                    return;
+        for &port in &self.ports {
+            let listens = |slot: &&Slot<_>| slot.port == port && state(sockets, slot) == tcp::State::Listen;
+            let listening = self.slots.iter().filter(listens).count();
+            for _ in listening..self.limits.backlog {
+                if self.slots.len() < self.limits.connections {
+                    let socket = self.spare.pop().unwrap_or_else(|| new_socket(&self.limits));
+                    self.slots.push(Slot { handle: sockets.add(listen(socket, port)), port, open: None });
+                    continue;
                 }
-                let mut socket = self.spare.pop().unwrap_or_else(|| new_socket(&self.limits));
-                socket.listen(port).expect("a port that is not 0, on a socket that is closed");
-                self.slots.push(Slot { handle: sockets.add(socket), port, open: None });
+                // Full. A connection that has ended, and only remembers it for late packets, may be forgotten early.
+                let ended = |slot: &&mut Slot<_>| state(sockets, slot) == tcp::State::TimeWait;
+                let Some(slot) = self.slots.iter_mut().find(ended) else { return };
+                if let Some(open) = slot.open.take() {
+                    self.service.closed(open.connection);
+                }
+                let mut socket = take(sockets, slot.handle);
+                socket.abort();
+                *slot = Slot { handle: sockets.add(listen(socket, port)), port, open: None };
             }
         }
     }
@@ -137,10 +139,7 @@ impl<S: Service> Server<S> {
                     if let Some(open) = slot.open {
                         self.service.closed(open.connection);
                     }
-                    let smoltcp::socket::Socket::Tcp(socket) = sockets.remove(slot.handle) else {
-                        unreachable!("the slots' sockets are TCP sockets")
-                    };
-                    self.spare.push(socket);
+                    self.spare.push(take(sockets, slot.handle));
                     self.rearm(sockets);
                     continue;
                 }
@@ -158,6 +157,23 @@ impl<S: Service> Server<S> {
             index += 1;
         }
     }
+}
+
+fn state<C>(sockets: &SocketSet<'static>, slot: &Slot<C>) -> tcp::State {
+    sockets.get::<tcp::Socket>(slot.handle).state()
+}
+
+fn take(sockets: &mut SocketSet<'static>, handle: SocketHandle) -> tcp::Socket<'static> {
+    match sockets.remove(handle) {
+        Socket::Tcp(socket) => socket,
+        Socket::Udp(_) | Socket::Dhcpv4(_) => unreachable!("a slot's socket is a TCP socket"),
+    }
+}
+
+/// Lets a socket that is closed listen.
+fn listen(mut socket: tcp::Socket<'static>, port: u16) -> tcp::Socket<'static> {
+    socket.listen(port).expect("the port is not 0");
+    socket
 }
 
 fn new_socket(limits: &Limits) -> tcp::Socket<'static> {
