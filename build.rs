@@ -20,7 +20,7 @@ const NOT_INHERITED: [&str; 8] = [
 ];
 
 /// The guest's sources, and nothing else that lies there.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "Cargo.toml",
     "Cargo.lock",
     "abi",
@@ -28,6 +28,7 @@ const SOURCES: [&str; 13] = [
     "examples",
     "http",
     "kernels",
+    "kv",
     "line",
     "link",
     "net",

@@ -35,6 +35,7 @@ pub const APPS: &[App] = &[
         arguments: "[port=5001] [bytes=N]",
         about: "takes bulk data at the port, sends it at the one above",
     },
+    App { name: "kv", arguments: "[port=6379]", about: "a key-value server that speaks the Redis protocol" },
     App { name: "probe-crash", arguments: "triple|hlt|ud|loop|null|io|stack|panic", about: "ends badly" },
     App { name: "probe-irqoff", arguments: "[times]", about: "keeps interrupts off across many exits" },
     App { name: "probe-unclaimed", arguments: "", about: "reads and writes where nobody listens" },

@@ -9,6 +9,7 @@ mod crash;
 mod echo;
 mod http;
 mod idle;
+mod kv;
 mod mix;
 mod network;
 mod probe;
@@ -25,7 +26,7 @@ app!(main);
 type App = fn(&Args) -> u8;
 
 /// The applications by name. The root crate's `src/guest.rs` describes them in the same order, which a test checks.
-const APPS: [(&str, App); 17] = [
+const APPS: [(&str, App); 18] = [
     ("shell", shell::main),
     ("mix", mix::main),
     ("compute", compute::main),
@@ -35,6 +36,7 @@ const APPS: [(&str, App); 17] = [
     ("echo", echo::main),
     ("http", http::main),
     ("stream", stream::main),
+    ("kv", kv::main),
     ("probe-crash", probe::crash),
     ("probe-irqoff", probe::irqoff),
     ("probe-unclaimed", probe::unclaimed),

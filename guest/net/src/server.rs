@@ -41,6 +41,8 @@ struct Open<C> {
     /// What the service has not dealt with yet and no longer fits its socket's buffer.
     input: Vec<u8>,
     output: Output,
+    /// `input` is the beginning of a message: there is no use in trying again before more has come.
+    wants_more: bool,
     /// The service has heard that there is no more input.
     ended: bool,
     /// When all was said and the socket closed.
@@ -148,6 +150,7 @@ impl<S: Service> Server<S> {
                         connection: self.service.open(slot.port),
                         input: Vec::new(),
                         output: Output::default(),
+                        wants_more: false,
                         ended: false,
                         closed_ms: None,
                     });
@@ -218,51 +221,58 @@ fn serve<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket: &m
 
 /// Gives the service what has come. Whether that changed anything.
 fn feed<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket: &mut tcp::Socket<'static>) -> bool {
-    let Open { connection, input, output, ended, .. } = open;
-    if output.is_closing() || output.is_full() {
+    let Open { connection, input, output, wants_more, ended, .. } = open;
+    let stops = |output: &Output| output.is_closing() || output.is_full();
+    if stops(output) {
         return false;
     }
     let before = output.waiting().len();
     let mut taken = 0;
-    if !input.is_empty() {
-        if socket.can_recv() && input.len() < S::INPUT_MAX {
-            // The buffer's two halves, if what has come wraps around its end.
-            while socket.can_recv() && input.len() < S::INPUT_MAX {
-                let room = S::INPUT_MAX - input.len();
-                let more = socket.recv(|bytes| {
-                    let bytes = &bytes[..bytes.len().min(room)];
-                    input.extend_from_slice(bytes);
-                    (bytes.len(), bytes.len())
-                });
-                taken += more.unwrap_or(0);
-            }
-        }
-        let used = service.receive(connection, input, output);
-        input.drain(..used);
-        taken += used;
-        if used == 0 && input.len() >= S::INPUT_MAX && !output.is_full() && !output.is_closing() {
-            // It waits for the rest of a message that is too long.
-            socket.abort();
-        }
-    } else if socket.can_recv() {
+    if input.is_empty() && socket.can_recv() {
+        // As a rule whole messages, straight out of the socket's buffer.
         let used = socket.recv(|bytes| {
             let used = service.receive(connection, bytes, output);
-            if used < bytes.len() && !output.is_full() && !output.is_closing() {
+            if used < bytes.len() && !stops(output) {
                 // The rest of a message is missing: it waits here, so that the socket has room for it.
                 input.extend_from_slice(&bytes[used..]);
+                *wants_more = true;
                 (bytes.len(), bytes.len())
             } else {
                 (used, used)
             }
         });
         taken += used.unwrap_or(0);
+    } else if !input.is_empty() {
+        // Twice at most: what has come may wrap around the end of the socket's buffer.
+        while socket.can_recv() && input.len() < S::INPUT_MAX {
+            let more = socket.recv(|bytes| {
+                let bytes = &bytes[..bytes.len().min(S::INPUT_MAX - input.len())];
+                input.extend_from_slice(bytes);
+                (bytes.len(), bytes.len())
+            });
+            taken += more.unwrap_or(0);
+        }
+        if taken > 0 || !*wants_more {
+            let used = service.receive(connection, input, output);
+            input.drain(..used);
+            if input.is_empty() {
+                // A single long message shall not hold its memory for ever.
+                input.shrink_to(Output::FULL);
+            }
+            taken += used;
+            *wants_more = !stops(output);
+        }
+        if *wants_more && input.len() >= S::INPUT_MAX {
+            // For the rest of a message that is too long.
+            socket.abort();
+        }
     }
-    if !*ended && !socket.may_recv() && !output.is_closing() && !output.is_full() {
+    if !*ended && !socket.may_recv() && !stops(output) {
         *ended = true;
         service.end(connection, output);
         taken += 1;
     }
-    if !output.is_closing() && !output.is_full() {
+    if !stops(output) {
         service.fill(connection, output);
     }
     taken > 0 || output.waiting().len() != before
