@@ -2,6 +2,7 @@
 //! sent ones wait until the entry that stands for them is released.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::NetError;
@@ -28,6 +29,7 @@ struct State {
 /// The meeting point.
 pub struct Port {
     state: Mutex<State>,
+    lease_until_ns: AtomicU64,
 }
 
 impl Port {
@@ -40,7 +42,7 @@ impl Port {
             waker: None,
             counters: NetStatus::default(),
         };
-        Ok(Arc::new(Port { state: Mutex::new(state) }))
+        Ok(Arc::new(Port { state: Mutex::new(state), lease_until_ns: AtomicU64::new(u64::MAX) }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -74,6 +76,16 @@ impl Port {
     /// Packets of entries below `below` leave, now, on this thread; those that the other end does not take at once a little later.
     pub fn release(&self, below: u64) {
         self.state().held.release(below);
+    }
+
+    /// What is released may leave before `until_ns` on the clock of `boot_clock_ns`, and not later.
+    pub fn set_lease(&self, until_ns: u64) {
+        self.lease_until_ns.store(until_ns, SeqCst);
+    }
+
+    /// Packets of entries below this number have been handed to the other end or were dropped, as far as they were queued by now.
+    pub fn left_below(&self) -> u64 {
+        self.state().held.left_below()
     }
 
     /// Nothing leaves until the next release.
