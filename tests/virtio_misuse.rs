@@ -15,6 +15,7 @@ use virtio_bindings::bindings::virtio_mmio::*;
 
 const BUFFERS: u64 = 0x10_0000;
 const END: u64 = 4 << 20;
+const INDIRECT_AT: u64 = 0x3_0000;
 
 /// A driver with receive buffers and something to send, and both queues looked at once.
 fn at_work() -> Driver {
@@ -73,43 +74,53 @@ type BadChain = (&'static str, Misuse, usize, Table, Table);
 
 #[test]
 fn bad_chains() {
-    let (r, w) = (0, WRITE);
-    let table = 0x3_0000;
     let cases: [BadChain; 22] = [
         ("a loop of one", Misuse::Chain, TX, &[(BUFFERS, 9, NEXT, 0)], &[]),
         ("a loop of two", Misuse::Chain, TX, &[(BUFFERS, 9, NEXT, 1), (BUFFERS, 9, NEXT, 0)], &[]),
-        ("a loop to receive into", Misuse::Chain, RX, &[(BUFFERS, 2000, NEXT | w, 0)], &[]),
+        ("a loop to receive into", Misuse::Chain, RX, &[(BUFFERS, 2000, NEXT | WRITE, 0)], &[]),
         ("an index beyond the table", Misuse::Chain, TX, &[(BUFFERS, 9, NEXT, 256)], &[]),
-        ("more than 4 GiB", Misuse::Buffer, TX, &[(0, u32::MAX, NEXT, 1), (0, u32::MAX, r, 0)], &[]),
-        ("an empty buffer", Misuse::Buffer, TX, &[(BUFFERS, 0, r, 0)], &[]),
+        ("more than 4 GiB", Misuse::Buffer, TX, &[(0, u32::MAX, NEXT, 1), (0, u32::MAX, 0, 0)], &[]),
+        ("an empty buffer", Misuse::Buffer, TX, &[(BUFFERS, 0, 0, 0)], &[]),
         (
             "an empty buffer to receive into",
             Misuse::Buffer,
             RX,
-            &[(BUFFERS, 100, NEXT | w, 1), (BUFFERS, 0, w, 0)],
+            &[(BUFFERS, 100, NEXT | WRITE, 1), (BUFFERS, 0, WRITE, 0)],
             &[],
         ),
-        ("beyond the end", Misuse::Buffer, TX, &[(END - 59, 60, r, 0)], &[]),
-        ("beyond the end to receive into", Misuse::Buffer, RX, &[(END - 2000, 2001, w, 0)], &[]),
-        ("from the end on", Misuse::Buffer, TX, &[(END, 1, r, 0)], &[]),
-        ("around the address space", Misuse::Buffer, TX, &[(u64::MAX - 5, 60, r, 0)], &[]),
-        ("around the address space to receive into", Misuse::Buffer, RX, &[(u64::MAX, 2000, w, 0)], &[]),
-        ("far out", Misuse::Buffer, RX, &[(1 << 63, 2000, w, 0)], &[]),
-        ("to be written, in the transmit queue", Misuse::Direction, TX, &[(BUFFERS, 60, w, 0)], &[]),
-        ("to be written at the end", Misuse::Direction, TX, &[(BUFFERS, 60, NEXT, 1), (BUFFERS, 4, w, 0)], &[]),
-        ("to be read, in the receive queue", Misuse::Direction, RX, &[(BUFFERS, 2000, r, 0)], &[]),
-        ("an indirect table of no whole entries", Misuse::Chain, TX, &[(table, 17, TABLE, 0)], &[(BUFFERS, 60, 0, 0)]),
-        ("an empty indirect table", Misuse::Chain, TX, &[(table, 0, TABLE, 0)], &[]),
+        ("beyond the end", Misuse::Buffer, TX, &[(END - 59, 60, 0, 0)], &[]),
+        ("beyond the end to receive into", Misuse::Buffer, RX, &[(END - 2000, 2001, WRITE, 0)], &[]),
+        ("from the end on", Misuse::Buffer, TX, &[(END, 1, 0, 0)], &[]),
+        ("around the address space", Misuse::Buffer, TX, &[(u64::MAX - 5, 60, 0, 0)], &[]),
+        ("around the address space to receive into", Misuse::Buffer, RX, &[(u64::MAX, 2000, WRITE, 0)], &[]),
+        ("far out", Misuse::Buffer, RX, &[(1 << 63, 2000, WRITE, 0)], &[]),
+        ("to be written, in the transmit queue", Misuse::Direction, TX, &[(BUFFERS, 60, WRITE, 0)], &[]),
+        ("to be written at the end", Misuse::Direction, TX, &[(BUFFERS, 60, NEXT, 1), (BUFFERS, 4, WRITE, 0)], &[]),
+        ("to be read, in the receive queue", Misuse::Direction, RX, &[(BUFFERS, 2000, 0, 0)], &[]),
+        (
+            "an indirect table of no whole entries",
+            Misuse::Chain,
+            TX,
+            &[(INDIRECT_AT, 17, TABLE, 0)],
+            &[(BUFFERS, 60, 0, 0)],
+        ),
+        ("an empty indirect table", Misuse::Chain, TX, &[(INDIRECT_AT, 0, TABLE, 0)], &[]),
         ("an indirect table out of memory", Misuse::Chain, TX, &[(END, 16, TABLE, 0)], &[]),
         (
             "an indirect table in an indirect table",
             Misuse::Chain,
             TX,
-            &[(table, 16, TABLE, 0)],
-            &[(table, 16, TABLE, 0)],
+            &[(INDIRECT_AT, 16, TABLE, 0)],
+            &[(INDIRECT_AT, 16, TABLE, 0)],
         ),
-        ("a loop in an indirect table", Misuse::Chain, TX, &[(table, 32, TABLE, 0)], &[(BUFFERS, 9, NEXT, 0)]),
-        ("an indirect table of 65536", Misuse::Chain, TX, &[(table, 1 << 20, TABLE, 0)], &[(BUFFERS, 9, NEXT, 0)]),
+        ("a loop in an indirect table", Misuse::Chain, TX, &[(INDIRECT_AT, 32, TABLE, 0)], &[(BUFFERS, 9, NEXT, 0)]),
+        (
+            "an indirect table of 65536",
+            Misuse::Chain,
+            TX,
+            &[(INDIRECT_AT, 1 << 20, TABLE, 0)],
+            &[(BUFFERS, 9, NEXT, 0)],
+        ),
     ];
     for (case, misuse, queue, chain, indirect) in cases {
         let mut driver = at_work();
@@ -125,7 +136,7 @@ fn bad_chains() {
             driver.put_descriptor(driver.queues[queue].descriptors, i as u16, address, length, flags, next);
         }
         for (i, &(address, length, flags, next)) in indirect.iter().enumerate() {
-            driver.put_descriptor(table, i as u16, address, length, flags, next);
+            driver.put_descriptor(INDIRECT_AT, i as u16, address, length, flags, next);
         }
         driver.make_available(queue, 0);
         if queue == RX {
@@ -271,7 +282,7 @@ fn registers_out_of_turn() {
 #[test]
 fn the_longest_chains_are_an_end_too() {
     let mut driver = Driver::started(CONFIG, USUAL);
-    let table = 0x3_0000;
+    let table = INDIRECT_AT;
     for i in 0..256 {
         driver.put_descriptor(table, i, BUFFERS, 4096, if i < 255 { NEXT } else { 0 }, i + 1);
     }
