@@ -5,7 +5,9 @@
 #![allow(clippy::disallowed_methods, reason = "tests watch the world's time; nothing of the machine depends on it")]
 
 mod common;
-#[path = "net/tap_tests.rs"]
-mod tap_tests;
 #[path = "net/outside.rs"]
 mod outside;
+#[path = "net/socket_tests.rs"]
+mod socket_tests;
+#[path = "net/tap_tests.rs"]
+mod tap_tests;

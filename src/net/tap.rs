@@ -44,7 +44,9 @@ pub enum TapError {
     #[error("cannot open {DEVICE}: load the kernel's module with `modprobe tun`, or let this process have the device")]
     NoDevice(#[source] io::Error),
     /// It belongs to somebody else.
-    #[error("no permission to use the TAP device `{0}`: make it with `ip tuntap add {0} mode tap user USER`, or run as root")]
+    #[error(
+        "no permission to use the TAP device `{0}`: make it with `ip tuntap add {0} mode tap user USER`, or run as root"
+    )]
     Permission(String),
     /// A TAP device has one user at a time.
     #[error("another process has the TAP device `{0}`: every machine needs one of its own")]
