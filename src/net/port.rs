@@ -221,6 +221,13 @@ impl Port {
         self.send(&mut wire);
     }
 
+    /// Packets of entries below this number have left or were dropped: there is none of them that could be missing.
+    pub fn left_below(&self) -> u64 {
+        let wire = self.wire();
+        let left_below = self.state().held.left_below();
+        wire.leaving_entry().map_or(left_below, |entry| entry.min(left_below))
+    }
+
     /// Nothing leaves until the next release.
     pub fn hold(&self) {
         let _nobody_sends = self.wire();

@@ -104,6 +104,11 @@ impl Wire {
         self.leaving.as_ref().map_or(0, |leaving| leaving.packets.len() - leaving.gone)
     }
 
+    /// The entry of the output that has begun to leave.
+    pub fn leaving_entry(&self) -> Option<u64> {
+        self.leaving.as_ref().map(|leaving| leaving.entry)
+    }
+
     /// When [`on_time`](Self::on_time) has something to do.
     pub fn next_at(&self) -> Option<Instant> {
         let announcing = self.announcing.as_ref().and_then(Announcing::next_at);

@@ -54,6 +54,11 @@ impl<T> HeldOutputs<T> {
         if *entry < self.below { self.queue.pop_front() } else { None }
     }
 
+    /// Outputs of entries below this number have been taken, as far as they were queued.
+    pub fn left_below(&self) -> u64 {
+        self.queue.front().map_or(self.below, |(entry, _)| self.below.min(*entry))
+    }
+
     /// How many outputs wait here.
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -78,7 +83,9 @@ mod tests {
         assert_eq!(held.pop(), None);
         held.release(4);
         assert_eq!((held.pop(), held.pop()), (Some((3, 'a')), None));
+        assert_eq!(held.left_below(), 4);
         held.release(8);
+        assert_eq!(held.left_below(), 7, "released, and not taken");
         held.hold();
         assert_eq!(held.pop(), None, "released but not taken, then held");
         held.release(u64::MAX);
