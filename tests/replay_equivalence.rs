@@ -36,6 +36,7 @@ struct Totals {
     ticks_between_exits: u64,
     inputs: u64,
     input_bytes: u64,
+    packets: u64,
     clocks: u64,
     digests: u64,
     recorded: Duration,
@@ -117,7 +118,8 @@ fn try_round(directory: &Path, name: &str, round: &Round, totals: &Mutex<Totals>
             }
             Body::Clock(_) => totals.clocks += 1,
             Body::Digest(_) => totals.digests += 1,
-            Body::Entropy(_) | Body::Output { .. } | Body::End(_) => {}
+            Body::Packets(packets) => totals.packets += packets.len() as u64,
+            Body::Entropy(_) | Body::Output { .. } | Body::Sent { .. } | Body::End(_) => {}
         }
     }
     totals.recorded += recorded.took;

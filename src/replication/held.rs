@@ -25,9 +25,10 @@ impl<T> HeldOutputs<T> {
     /// Queues the output of the entry with number `entry`.
     ///
     /// # Panics
-    /// If `entry` is not above that of the output before: the vCPU would have broken the log's order.
+    /// If `entry` is below that of the output before: the vCPU would have broken the log's order. (Where there is no log, all
+    /// outputs have the same number.)
     pub fn push(&mut self, entry: u64, output: T) {
-        assert!(self.queue.back().is_none_or(|(last, _)| *last < entry), "outputs come in the order of the log");
+        assert!(self.queue.back().is_none_or(|(last, _)| *last <= entry), "outputs come in the order of the log");
         self.queue.push_back((entry, output));
     }
 
@@ -40,6 +41,11 @@ impl<T> HeldOutputs<T> {
     /// been taken.
     pub fn hold(&mut self) {
         self.below = 0;
+    }
+
+    /// Whether the output of the entry with this number may leave.
+    pub fn is_released(&self, entry: u64) -> bool {
+        entry < self.below
     }
 
     /// Takes the next output that may leave.
