@@ -114,6 +114,9 @@ pub(super) fn smove(c: &mut Call<'_, '_>) -> Outcome {
 }
 
 pub(super) fn spop(c: &mut Call<'_, '_>) -> Outcome {
+    if c.args.len() > 3 {
+        return Err(Refusal::Syntax);
+    }
     let count = super::lists::count(c, 2)?;
     let length = c.store.open::<Members>(c.args.at(1), c.now_ms)?.map_or(0, |(_, members)| members.len());
     let many = match count {
@@ -294,7 +297,7 @@ pub(super) fn sintercard(c: &mut Call<'_, '_>) -> Outcome {
     let options = 2 + keys;
     let most = match c.args.len() - options {
         0 => 0,
-        2 if c.is(options, "LIMIT") => usize::try_from(c.int(options + 1)?).map_err(|_| Refusal::LimitNegative)?,
+        2 if c.is(options, "LIMIT") => c.size_or(options + 1, Refusal::LimitNegative)?,
         _ => return Err(Refusal::Syntax),
     };
     let result = combine(c, Combine::Intersection, 2, options, if most == 0 { usize::MAX } else { most })?;

@@ -61,6 +61,10 @@ pub(super) fn end(c: &mut Call<'_, '_>) -> Option<Queue> {
 }
 
 pub(super) fn exec(c: &mut Call<'_, '_>) -> Outcome {
+    if c.args.len() != 1 {
+        end(c);
+        return Err(Refusal::ExecArity);
+    }
     if c.client.queue.is_none() {
         return Err(Refusal::WithoutMulti("EXEC"));
     }
@@ -76,7 +80,7 @@ pub(super) fn exec(c: &mut Call<'_, '_>) -> Outcome {
         }
     }
     for (command, args) in queue.iter() {
-        check_memory(c.store, &COMMANDS[usize::from(command)], args)?;
+        check_memory(c.store, &COMMANDS[usize::from(command)], args).map_err(|_| Refusal::ExecMemory)?;
     }
     c.out.array(queue.len());
     for (command, args) in queue.iter() {
