@@ -35,8 +35,6 @@ fn describe(c: &Call<'_, '_>, id: u64, client: &ClientInfo, text: &mut String) {
 /// Carries out one of the subcommands.
 pub(super) fn client(c: &mut Call<'_, '_>) -> Outcome {
     let own = c.client.id;
-    let exactly =
-        |c: &Call<'_, '_>, args: usize, name| if c.args.len() == args { Ok(()) } else { Err(Refusal::Arity(name)) };
     match () {
         () if c.is(1, "ID") => {
             c.out.int(own.cast_signed());

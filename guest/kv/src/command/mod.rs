@@ -20,6 +20,7 @@ use crate::resp::Args;
 use crate::store::Store;
 
 pub(crate) use catalogue::{COMMANDS, Command, Names};
+pub(crate) use transactions::forget_watched;
 
 /// Every so many elements of a loop, the caller is polled.
 pub(crate) const POLL_EVERY: usize = 64;
