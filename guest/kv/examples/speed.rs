@@ -23,8 +23,9 @@ fn cpu_ns() -> u64 {
 fn measure(name: &str, store: &mut Store, per_call: usize, requests: usize, make: impl Fn(usize) -> Vec<u8>) {
     let mut connection = Connection::open(store, String::new(), 0);
     // Requests are prepared before, in the order in which they come.
-    let prepared: Vec<Vec<u8>> =
-        (0..requests.min(KEYS) / per_call).map(|call| (0..per_call).flat_map(|number| make(call * per_call + number)).collect()).collect();
+    let prepared: Vec<Vec<u8>> = (0..requests.min(KEYS) / per_call)
+        .map(|call| (0..per_call).flat_map(|number| make(call * per_call + number)).collect())
+        .collect();
     let mut out = Vec::with_capacity(1 << 20);
     let begin = cpu_ns();
     let mut done = 0;
@@ -48,7 +49,9 @@ fn main() {
     for per_call in [1, 16] {
         let mut store = Store::new(Settings { seed: 1, high_water_bytes: 1 << 30, ..Settings::default() });
         let store = &mut store;
-        let mut run = |name: &str, requests: usize, make: &dyn Fn(usize) -> Vec<u8>| measure(name, store, per_call, requests, make);
+        let mut run = |name: &str, requests: usize, make: &dyn Fn(usize) -> Vec<u8>| {
+            measure(name, store, per_call, requests, make)
+        };
         run("PING", REQUESTS, &|_| request(&["PING"]));
         run("SET (new)", KEYS, &|n| request(&["SET", &key(n), "xxx"]));
         run("SET", REQUESTS, &|n| request(&["SET", &key(n), "xxx"]));

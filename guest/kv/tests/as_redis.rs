@@ -29,7 +29,8 @@ const TEMPLATES: &[&str] = &[
     "APPEND k tail",
     "STRLEN k",
     "GETRANGE k x x",
-    "SETRANGE k x tail", "SETRANGE k x ",
+    "SETRANGE k x tail",
+    "SETRANGE k x ",
     "INCR k",
     "DECR k",
     "INCRBY k i",
@@ -38,8 +39,8 @@ const TEMPLATES: &[&str] = &[
     "MGET (k)*",
     "MSET (k s)*",
     "MSETNX (k s)*",
-    "SETEX k i s",
-    "PSETEX k i s",
+    "SETEX k -1 s",
+    "PSETEX k 0 s",
     "DEL (k)*",
     "UNLINK k",
     "EXISTS (k)*",
@@ -48,7 +49,8 @@ const TEMPLATES: &[&str] = &[
     "EXPIREAT k t NX|XX|GT|LT",
     "PEXPIREAT k t NX|XX|GT|LT XX|GT|LT",
     "EXPIRE k -1",
-    "EXPIRE k x NX|bad",
+    "EXPIRE k 0 NX|bad",
+    "EXPIRE k 0",
     "PEXPIRE k 9223372036854775807",
     "EXPIRETIME k",
     "PEXPIRETIME k",
@@ -59,7 +61,8 @@ const TEMPLATES: &[&str] = &[
     "KEYS p",
     "SCAN 0 COUNT 1000 MATCH p",
     "SCAN 0 COUNT 0|bad|-1",
-    "SCAN 0 TYPE|COUNT", "SCAN bad",
+    "SCAN 0 TYPE|COUNT",
+    "SCAN bad",
     "FLUSHALL ASYNC|SYNC|bad",
     "LPUSH k (s)*",
     "RPUSH k (m)*",
@@ -131,7 +134,11 @@ const TEMPLATES: &[&str] = &[
     "ZRANK k m",
     "ZREVRANK k m",
     "ZCOUNT k b b",
-    "ZADD z (0 m)*", "ZADD z 0 m 0 m 0 m", "ZREM z m", "ZRANK z m", "ZLEXCOUNT z l l",
+    "ZADD z (0 m)*",
+    "ZADD z 0 m 0 m 0 m",
+    "ZREM z m",
+    "ZRANK z m",
+    "ZLEXCOUNT z l l",
     "ZRANGE k x x WITHSCORES",
     "ZRANGE k x x REV WITHSCORES",
     "ZRANGE k b b BYSCORE WITHSCORES",
@@ -384,7 +391,7 @@ fn sums_of_decimals_are_as_near_as_theirs() {
 #[test]
 fn the_same_requests_get_the_same_replies() {
     let redis = Redis::start();
-    let cases = std::env::var("LOCKSTEP_KV_CASES").map_or(300, |cases| cases.parse().unwrap());
+    let cases = std::env::var("LOCKSTEP_KV_CASES").map_or(1500, |cases| cases.parse().unwrap());
     let mut runner =
         TestRunner::new(Config { cases, max_shrink_iters: 100_000, failure_persistence: None, ..Config::default() });
     let result = runner.run(&(any::<u64>(), requests()), |(seed, requests)| {
@@ -406,7 +413,9 @@ fn the_same_requests_get_the_same_replies() {
             };
             match &theirs {
                 Reply::Simple(text) if text == "QUEUED" => queued[client].push(args.clone()),
-                Reply::Simple(text) if text == "OK" && [&b"MULTI"[..], b"DISCARD"].contains(&args[0].as_slice()) => queued[client].clear(),
+                Reply::Simple(text) if text == "OK" && [&b"MULTI"[..], b"DISCARD"].contains(&args[0].as_slice()) => {
+                    queued[client].clear()
+                }
                 _ if args[0] == b"EXEC" => queued[client].clear(),
                 _ => {}
             }

@@ -84,7 +84,9 @@ pub(crate) fn execute(store: &mut Store, client: &mut Client, args: Args<'_>, ou
             let command = &COMMANDS[usize::from(number)];
             if !command.takes(args.len()) {
                 Err(Refusal::Arity(command.name))
-            } else if let Err(refusal) = check_subcommand(command, args, out).and_then(|()| check_memory(store, command, args)) {
+            } else if let Err(refusal) =
+                check_subcommand(command, args, out).and_then(|()| check_memory(store, command, args))
+            {
                 Err(refusal)
             } else if client.queue.is_some() && !command.is(catalogue::IMMEDIATE) {
                 transactions::enqueue(store, client, number, args, out)
