@@ -178,12 +178,14 @@ fn the_heap_is_never_used_up() {
     check(&with(&["SADD", "set"], &[]));
     check(&with(&["SADD", "set2"], &[]));
     check(&with(&["HSET", "hash"], &["field"])[..]);
-    check(&with(&["HSET", "hash"], &[])[..]);
     check(&with(&["ZADD", "zset"], &["1"]));
     check(&with(&["MSET"], &["same"])[..]);
-    let pairs: Vec<String> =
-        ["MSET".to_owned()].into_iter().chain(names.iter().flat_map(|name| [name.clone(), name.clone()])).collect();
-    check(&pairs);
+    let pairs = |first: &[&str]| -> Vec<String> {
+        let names = names.iter().flat_map(|name| [name.clone(), name.clone()]);
+        first.iter().map(|arg| (*arg).to_owned()).chain(names).collect()
+    };
+    check(&pairs(&["MSET"]));
+    check(&pairs(&["HSET", "hash"]));
     for command in [
         "MGET @",
         "EXISTS @",
