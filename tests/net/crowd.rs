@@ -24,6 +24,8 @@ struct Shared {
     answers: Vec<AtomicU64>,
     /// What no client may see.
     troubles: Mutex<Vec<String>>,
+    /// The keys' names begin with it.
+    page: AtomicU64,
 }
 
 /// Calls on each key.
@@ -49,12 +51,6 @@ impl Crowd {
     /// Waits until the server answers, and connects `clients` clients and the auditor.
     #[track_caller]
     pub fn gather(server: SocketAddr, namespace: &str, clients: usize, random: &mut Random) -> Crowd {
-        Crowd::gather_on("", server, namespace, clients, random)
-    }
-
-    /// The same, on keys that begin with `prefix`.
-    #[track_caller]
-    pub fn gather_on(prefix: &str, server: SocketAddr, namespace: &str, clients: usize, random: &mut Random) -> Crowd {
         let auditor = eventually("the server answers", || {
             let mut connection = Connection::open(server, namespace).ok()?;
             (connection.ask(&["PING"]).ok()? == Reply::Simple("PONG".into())).then_some(connection)
@@ -63,14 +59,14 @@ impl Crowd {
             stop: AtomicBool::new(false),
             answers: (0..clients).map(|_| AtomicU64::new(0)).collect(),
             troubles: Mutex::default(),
+            page: AtomicU64::new(0),
         });
         let client = |client| {
             let connection = Connection::open(server, namespace).expect("a client connects");
             // Some call without a break, some think, and some are silent most of the time.
             let think_us = [0, 0, 500, 3000, 20_000][client % 5];
             let (shared, random) = (shared.clone(), Random::new(random.below(u64::MAX)));
-            let prefix = prefix.to_owned();
-            std::thread::spawn(move || live(client, connection, &shared, &prefix, think_us, random))
+            std::thread::spawn(move || live(client, connection, &shared, think_us, random))
         };
         Crowd { threads: (0..clients).map(client).collect(), shared, auditor }
     }
@@ -90,6 +86,11 @@ impl Crowd {
             self.no_trouble();
             self.shared.answers.iter().zip(&goals).all(|(client, &goal)| now(client) >= goal).then_some(())
         });
+    }
+
+    /// From now on the clients take other keys.
+    pub fn turn_the_page(&self) {
+        self.shared.page.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Answers of all clients so far.
@@ -165,23 +166,17 @@ impl Seen {
     }
 }
 
-fn live(
-    client: usize,
-    mut connection: Connection,
-    shared: &Shared,
-    prefix: &str,
-    think_us: u64,
-    mut random: Random,
-) -> History {
+fn live(client: usize, mut connection: Connection, shared: &Shared, think_us: u64, mut random: Random) -> History {
     let mut history = History::new();
     let mut values = (client as u64 + 1) << 32;
     while !shared.stop.load(Ordering::Relaxed) {
         values += 1;
+        let page = shared.page.load(Ordering::Relaxed);
         let (key, ask) = match random.below(10) {
-            0..3 => (format!("{prefix}string:{}", random.below(STRINGS)), Ask::Set(values)),
-            3..6 => (format!("{prefix}string:{}", random.below(STRINGS)), Ask::Get),
-            6..8 => (format!("{prefix}counter:{}", random.below(COUNTERS)), Ask::Incr),
-            _ => (format!("{prefix}list:{}", random.below(LISTS)), Ask::Push(values)),
+            0..3 => (format!("{page}:string:{}", random.below(STRINGS)), Ask::Set(values)),
+            3..6 => (format!("{page}:string:{}", random.below(STRINGS)), Ask::Get),
+            6..8 => (format!("{page}:counter:{}", random.below(COUNTERS)), Ask::Incr),
+            _ => (format!("{page}:list:{}", random.below(LISTS)), Ask::Push(values)),
         };
         match call(&mut connection, client, &key, ask) {
             Ok(call) => history.entry(key).or_default().push(call),

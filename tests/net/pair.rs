@@ -20,6 +20,8 @@ pub struct Setup {
     /// Silence after which the other side is suspected. Longer than in production where false alarms would spoil a test, for the tests
     /// share two processors with others.
     pub timeout_ms: u64,
+    /// The guest's memory.
+    pub memory_mib: u64,
     /// Whether there is a relay in the logging channel.
     pub relay: bool,
 }
@@ -27,7 +29,7 @@ pub struct Setup {
 impl Setup {
     /// A pair that serves Redis clients.
     pub fn kv() -> Setup {
-        Setup { guest: vec!["kv".into()], timeout_ms: 1000, relay: false }
+        Setup { guest: vec!["kv".into()], timeout_ms: 1000, memory_mib: 64, relay: false }
     }
 }
 
@@ -77,9 +79,11 @@ impl<'a> Pair<'a> {
         let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let arbiter = directory.path().display();
         let mut arguments = words(format!(
-            "primary --name vm --host a --arbiter {arbiter} --control 127.0.0.1:0 --channel {}:0 --timeout {} --net {} --guest {}",
+            "primary --name vm --host a --arbiter {arbiter} --control 127.0.0.1:0 --channel {}:0 --timeout {} --memory {} --net {} \
+             --guest {}",
             CHANNEL[0],
             setup.timeout_ms,
+            setup.memory_mib,
             net_option(),
             setup.guest[0],
         ));
