@@ -14,7 +14,7 @@ mod output_delay;
 mod protected;
 mod replay;
 pub mod report;
-mod statistics;
+pub mod statistics;
 
 use std::time::Duration;
 
