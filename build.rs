@@ -19,13 +19,30 @@ const NOT_INHERITED: [&str; 8] = [
     "CARGO_MAKEFLAGS",
 ];
 
+/// The guest's sources, and nothing else that lies there.
+const SOURCES: [&str; 13] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    "abi",
+    "apps",
+    "examples",
+    "kernels",
+    "kv",
+    "line",
+    "link",
+    "net",
+    "runtime",
+    "service",
+    "virtio",
+];
+
 fn main() {
     let variable = |name: &str| env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}"));
     let guest = Path::new(&variable("CARGO_MANIFEST_DIR")).join("guest");
     let target_dir = PathBuf::from(variable("OUT_DIR")).join("guest");
 
-    // Its sources only: a `target` folder of somebody working in the guest changes nothing here.
-    for source in ["Cargo.toml", "Cargo.lock", "abi", "apps", "kernels", "line", "link", "runtime", "examples"] {
+    // A `target` folder of somebody working in the guest changes nothing here.
+    for source in SOURCES {
         println!("cargo::rerun-if-changed={}", guest.join(source).display());
     }
 

@@ -15,7 +15,8 @@ pub struct App {
     pub about: &'static str,
 }
 
-/// The applications of [`IMAGE`]. All take `hz=N`, the timer's ticks per second (19 to 1,000; 100 if not given; 0: none).
+/// The applications of [`IMAGE`]. All take `hz=N`, the timer's ticks per second (19 to 1,000; 100 if not given; 0: none); those with a network
+/// `ip=ADDRESS/BITS` and `gw=ADDRESS`, or else ask a DHCP server.
 pub const APPS: &[App] = &[
     App { name: "shell", arguments: "", about: "interactive commands" },
     App {
@@ -27,6 +28,8 @@ pub const APPS: &[App] = &[
     App { name: "idle", arguments: "", about: "sleeps for ever" },
     App { name: "transcript", arguments: "[tick]", about: "keeps an account of its input, line by line" },
     App { name: "ticker", arguments: "[ticks] [busy]", about: "prints a line every so many ticks, for measurements" },
+    App { name: "echo", arguments: "[port=7]", about: "sends back what comes by TCP and UDP" },
+    App { name: "kv", arguments: "[port=6379]", about: "a key-value server that speaks the Redis protocol" },
     App { name: "probe-crash", arguments: "triple|hlt|ud|loop|null|io|stack|panic", about: "ends badly" },
     App { name: "probe-irqoff", arguments: "[times]", about: "keeps interrupts off across many exits" },
     App { name: "probe-unclaimed", arguments: "", about: "reads and writes where nobody listens" },

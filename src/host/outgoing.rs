@@ -7,11 +7,14 @@ use tokio::sync::Notify;
 
 use crate::doors::live::Log;
 use crate::log::codec::Encoder;
-use crate::log::entry::Entry;
+use crate::log::entry::{Body, Entry};
 use crate::machine::doors::Halt;
 
 /// Bytes that may wait here before the vCPU thread has to. With one more entry on top they still fit into one frame.
 const CAPACITY: usize = 512 << 10;
+
+/// More bytes than this do not wait for others.
+const WORTH_A_FRAME: usize = 32 << 10;
 
 /// Entries in order, encoded.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -53,7 +56,8 @@ impl Outgoing {
         self.state.lock().expect("no thread panics while it holds this lock")
     }
 
-    fn append(&self, entry: &Entry) -> Result<u64, Halt> {
+    /// Returns the entry's number, and how many bytes wait here now.
+    fn append(&self, entry: &Entry) -> Result<(u64, usize), Halt> {
         let full = |state: &mut State| !state.closed && (state.stalled || state.batch.bytes.len() >= CAPACITY);
         let mut state = self.room.wait_while(self.state(), full).expect("no thread panics while it holds this lock");
         if state.closed {
@@ -66,7 +70,7 @@ impl Outgoing {
             .map_err(|e| Halt::Failed { what: "encode a log entry", source: Box::new(e) })?;
         state.batch.count += 1;
         state.next += 1;
-        Ok(state.next - 1)
+        Ok((state.next - 1, state.batch.bytes.len()))
     }
 
     /// Channel: waits until there may be something to take.
@@ -100,6 +104,18 @@ impl Outgoing {
     }
 }
 
+/// Whether an entry may wait for the next one, so that both leave in one frame: nothing is waiting for its acknowledgement, and the
+/// output that comes of it, the next tick or the guest's sleep is soon enough for the backup. (Each frame costs a wake-up and a system call or
+/// two on either side.)
+fn waits_for_more(body: &Body) -> bool {
+    match body {
+        Body::Clock(_) | Body::Entropy(_) | Body::Packets(_) => true,
+        Body::Tick | Body::Console(_) | Body::Output { .. } | Body::Sent { .. } | Body::Digest(_) | Body::End(_) => {
+            false
+        }
+    }
+}
+
 /// The vCPU thread's end of an [`Outgoing`].
 pub struct OutgoingLog(pub Arc<Outgoing>);
 
@@ -107,8 +123,16 @@ impl Log for OutgoingLog {
     const DIGESTS: bool = true;
 
     fn append(&mut self, entry: &Entry) -> Result<u64, Halt> {
-        let number = self.0.append(entry)?;
-        self.0.ready.notify_one();
+        let (number, waiting_bytes) = self.0.append(entry)?;
+        if !waits_for_more(&entry.body) || waiting_bytes > WORTH_A_FRAME {
+            self.0.ready.notify_one();
+        }
         Ok(number)
+    }
+
+    fn flush(&mut self) {
+        if self.0.state().batch.count > 0 {
+            self.0.ready.notify_one();
+        }
     }
 }

@@ -3,8 +3,10 @@
 //! | room | its one job |
 //! | --- | --- |
 //! | [`spec`] | what `--net` says |
+//! | [`merge`] | outgoing TCP segments, merged for the host's kernel |
 //! | [`port`] | the meeting point: packets for the guest, packets that wait for their release, and who may send |
 
+pub mod merge;
 pub mod port;
 pub mod spec;
 

@@ -30,6 +30,8 @@ pub mod irq {
     pub const TIMER: u8 = 0;
     /// 16550 UART.
     pub const COM1: u8 = 4;
+    /// Where the slave's lines arrive at the master.
+    pub const CASCADE: u8 = 2;
 }
 
 /// Virtio devices behind the virtio-mmio transport (version 2), in slots as on QEMU's `microvm`. On this machine their interrupts are

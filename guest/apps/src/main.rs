@@ -6,8 +6,11 @@ extern crate alloc;
 
 mod compute;
 mod crash;
+mod echo;
 mod idle;
+mod kv;
 mod mix;
+mod network;
 mod probe;
 mod shell;
 mod ticker;
@@ -21,13 +24,15 @@ app!(main);
 type App = fn(&Args) -> u8;
 
 /// The applications by name. The root crate's `src/guest.rs` describes them in the same order, which a test checks.
-const APPS: [(&str, App); 14] = [
+const APPS: [(&str, App); 16] = [
     ("shell", shell::main),
     ("mix", mix::main),
     ("compute", compute::main),
     ("idle", idle::main),
     ("transcript", transcript::main),
     ("ticker", ticker::main),
+    ("echo", echo::main),
+    ("kv", kv::main),
     ("probe-crash", probe::crash),
     ("probe-irqoff", probe::irqoff),
     ("probe-unclaimed", probe::unclaimed),

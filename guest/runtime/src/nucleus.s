@@ -140,13 +140,20 @@ long_mode:
     mov edi, offset idt + 0x24 * 16
     mov eax, offset irq_com1
     call set_handler
+    mov edi, offset idt + (0x20 + {virtio_first}) * 16
+    mov eax, offset irq_virtio
+    mov ecx, {virtio_slots}
+4:  call set_handler
+    dec ecx
+    jnz 4b
     mov edi, offset idt + 3 * 16
     mov eax, offset gate
     call set_handler
     mov byte ptr [idt + 3 * 16 + 5], 0xee   // ring 3 may use it
     lidt [idt_pointer]
 
-    // i8259 pair: vectors 0x20-0x2f, 8086 mode with automatic EOI; only the timer and COM1 unmasked.
+    // i8259 pair: vectors 0x20-0x2f, 8086 mode with automatic EOI; only the timer, COM1, the virtio slots and
+    // the cascade unmasked.
     mov al, 0x11
     out 0x20, al
     out 0xa0, al
@@ -161,9 +168,9 @@ long_mode:
     mov al, 3
     out 0x21, al
     out 0xa1, al
-    mov al, 0xee
+    mov al, {mask} & 0xff
     out 0x21, al
-    mov al, 0xff
+    mov al, {mask} >> 8
     out 0xa1, al
 
     // Where there is a local APIC, let it pass the i8259's interrupts on ("virtual wire mode").
@@ -213,6 +220,8 @@ irq_timer:
     count_interrupt 0
 irq_com1:
     count_interrupt 1
+irq_virtio:
+    count_interrupt 2
 irq_other:                              // spurious
     iretq
 
@@ -240,6 +249,7 @@ gate_unknown:
 gate_idle:
     mov rax, [LOCKSTEP_INTERRUPTS]
     add rax, [LOCKSTEP_INTERRUPTS + 8]
+    add rax, [LOCKSTEP_INTERRUPTS + 16]
     cmp rax, rdi
     jne 1f
     sti

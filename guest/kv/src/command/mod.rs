@@ -1,0 +1,127 @@
+//! The commands: finding one by its name, the checks that all have in common, carrying it out.
+
+mod catalogue;
+mod server;
+mod strings;
+mod transactions;
+
+use crate::bytes;
+use crate::client::Client;
+use crate::refusal::Refusal;
+use crate::reply::Reply;
+use crate::resp::Args;
+use crate::store::Store;
+
+pub(crate) use catalogue::{COMMANDS, Command, Names};
+
+/// Every so many elements of a loop, the caller is polled.
+pub(crate) const POLL_EVERY: usize = 64;
+
+/// A command being carried out.
+#[derive(Debug)]
+pub(crate) struct Call<'a, 'o> {
+    pub(crate) store: &'a mut Store,
+    pub(crate) client: &'a mut Client,
+    pub(crate) args: Args<'a>,
+    pub(crate) out: &'a mut Reply<'o>,
+    pub(crate) now_ms: u64,
+    /// The command's full name, for errors.
+    pub(crate) name: &'static str,
+}
+
+/// Done, with the reply written; or refused, with nothing written and nothing changed.
+pub(crate) type Outcome = Result<(), Refusal>;
+
+impl Call<'_, '_> {
+    /// A whole number among the arguments.
+    pub(crate) fn int(&self, at: usize) -> Result<i64, Refusal> {
+        bytes::parse_i64(self.args.at(at)).ok_or(Refusal::NotInteger)
+    }
+
+    /// Whether an argument is this word (given in capitals).
+    pub(crate) fn is(&self, at: usize, word: &str) -> bool {
+        self.args.at(at).eq_ignore_ascii_case(word.as_bytes())
+    }
+
+    /// Lets the caller see to other things, now and then in a loop.
+    #[inline]
+    pub(crate) fn poll_at(&self, number: usize) {
+        if number % POLL_EVERY == POLL_EVERY - 1 {
+            self.store.poll();
+        }
+    }
+
+    pub(crate) fn arity(&self) -> Refusal {
+        Refusal::Arity(self.name)
+    }
+}
+
+/// Carries out a request, or queues it, or refuses it.
+#[inline]
+pub(crate) fn execute(store: &mut Store, client: &mut Client, args: Args<'_>, out: &mut Reply<'_>, now_ms: u64) {
+    store.stats.commands += 1;
+    let outcome = match store.names.find(args.at(0)) {
+        None => unknown(args, out),
+        Some(number) => {
+            let command = &COMMANDS[usize::from(number)];
+            if !command.takes(args.len()) {
+                Err(Refusal::Arity(command.name))
+            } else if let Err(full) = check_memory(store, command, args) {
+                Err(full)
+            } else if client.queue.is_some() && !command.is(catalogue::IMMEDIATE) {
+                transactions::enqueue(store, client, number, args, out)
+            } else {
+                let mut call = Call { store, client, args, out, now_ms, name: command.name };
+                let outcome = (command.run)(&mut call);
+                if let Err(refusal) = outcome {
+                    call.store.stats.errors += 1;
+                    call.out.error(refusal);
+                }
+                return;
+            }
+        }
+    };
+    if let Err(refusal) = outcome {
+        store.stats.errors += 1;
+        out.error(refusal);
+        if let Some(queue) = &mut client.queue {
+            queue.failed = true;
+        }
+    }
+}
+
+/// Whether a command that takes memory may be begun.
+#[inline]
+pub(crate) fn check_memory(store: &Store, command: &Command, args: Args<'_>) -> Outcome {
+    /// What a small element takes beside its bytes, generously: pieces of arrays come as a whole.
+    const ELEMENT_BYTES: usize = 128;
+    if !command.is(catalogue::DENY_OOM) {
+        return Ok(());
+    }
+    store.room_for(args.total_bytes() + args.len() * ELEMENT_BYTES)
+}
+
+#[cold]
+fn unknown(args: Args<'_>, out: &mut Reply<'_>) -> Outcome {
+    let mut text = alloc::vec::Vec::new();
+    text.extend_from_slice(b"-ERR unknown command '");
+    let shown = |arg: &[u8], most: usize, text: &mut alloc::vec::Vec<u8>| {
+        // A reply is one line.
+        text.extend(arg.iter().take(most).map(|&byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte }));
+    };
+    shown(args.at(0), 128, &mut text);
+    text.extend_from_slice(b"', with args beginning with: ");
+    let start = text.len();
+    for arg in args.from(1) {
+        let length = text.len() - start;
+        if length >= 128 {
+            break;
+        }
+        text.push(b'\'');
+        shown(arg, 128 - length, &mut text);
+        text.extend_from_slice(b"' ");
+    }
+    text.extend_from_slice(b"\r\n");
+    out.raw(&text);
+    Err(Refusal::Said)
+}

@@ -1,0 +1,20 @@
+//! A guest's network. An application brings it up with [`Net::up`], and runs a [`Server`] on it for ever.
+//!
+//! | room | serves |
+//! | --- | --- |
+//! | `nic` | the virtio network card |
+//! | `phy` | the card, as `smoltcp` wants to see it |
+//! | [`stack`] | addresses, packets in and out, sleeping |
+//! | [`server`] | TCP connections of a [`lockstep_service::Service`], UDP |
+#![no_std]
+
+extern crate alloc;
+
+mod nic;
+mod phy;
+pub mod server;
+pub mod stack;
+
+pub use lockstep_service as service;
+pub use server::Server;
+pub use stack::{Net, NetError};

@@ -1,0 +1,278 @@
+//! A TCP server: connections of a [`Service`], and UDP for those who want it, for ever.
+
+use crate::stack::{Net, now_ms};
+use alloc::vec;
+use alloc::vec::Vec;
+use lockstep_runtime::{println, safepoint};
+use lockstep_service::{Now, Output, Service};
+use smoltcp::iface::{SocketHandle, SocketSet};
+use smoltcp::socket::{tcp, udp};
+use smoltcp::time::Duration;
+
+/// How many sockets listen on each port, so that as many clients may connect at once; there are new ones after each packet.
+const BACKLOG: usize = 8;
+/// A client that has not answered for so long is gone.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// A silent client is asked so often whether it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(45);
+/// After the last byte to a client, so long it may take until it closes as well.
+const LINGER_MS: u64 = 10_000;
+
+/// How much a server may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections, on all ports together.
+    pub connections: usize,
+    /// Bytes that may wait in a connection's socket to be read.
+    pub receive_bytes: usize,
+    /// Bytes that may wait in a connection's socket for the client's acknowledgement.
+    pub send_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { connections: 300, receive_bytes: 32 << 10, send_bytes: 32 << 10 }
+    }
+}
+
+/// A connection that is there.
+struct Open<C> {
+    connection: C,
+    /// What the service has not dealt with yet and no longer fits its socket's buffer.
+    input: Vec<u8>,
+    output: Output,
+    /// The service has heard that there is no more input.
+    ended: bool,
+    /// When all was said and the socket closed.
+    closed_ms: Option<u64>,
+}
+
+/// A socket and what is behind it.
+struct Slot<C> {
+    handle: SocketHandle,
+    port: u16,
+    open: Option<Open<C>>,
+}
+
+/// A server for one service.
+pub struct Server<S: Service> {
+    service: S,
+    limits: Limits,
+    ports: Vec<u16>,
+    slots: Vec<Slot<S::Connection>>,
+    /// Sockets that nobody uses, kept for their buffers.
+    spare: Vec<tcp::Socket<'static>>,
+    udp: Vec<SocketHandle>,
+}
+
+impl<S: Service> Server<S> {
+    /// A server that listens nowhere yet.
+    pub fn new(service: S, limits: Limits) -> Self {
+        Server { service, limits, ports: Vec::new(), slots: Vec::new(), spare: Vec::new(), udp: Vec::new() }
+    }
+
+    /// Listens on this TCP port (not 0).
+    pub fn listen(&mut self, net: &mut Net, name: &str, port: u16) {
+        self.ports.push(port);
+        self.rearm(&mut net.sockets);
+        println!("{name}: listening on port {port}");
+    }
+
+    /// Sends whatever comes to this UDP port (not 0) back.
+    pub fn echo_datagrams(&mut self, net: &mut Net, name: &str, port: u16) {
+        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 64 << 10]);
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        socket.bind(port).expect("a port that is not 0, on a new socket");
+        self.udp.push(net.sockets.add(socket));
+        println!("{name}: answering datagrams on port {port}");
+    }
+
+    /// Serves, for ever.
+    pub fn run(mut self, net: &mut Net) -> ! {
+        loop {
+            safepoint();
+            let seen = Net::interrupts();
+            let packets = net.take_in(|sockets| self.rearm(sockets));
+            self.service.turn(Now { since_boot_ms: now_ms() });
+            self.serve_all(&mut net.sockets);
+            net.put_out();
+            net.rest(seen, packets);
+        }
+    }
+
+    /// Sees to it that enough sockets listen.
+    fn rearm(&mut self, sockets: &mut SocketSet<'static>) {
+        for index in 0..self.ports.len() {
+            let port = self.ports[index];
+            let listening = self
+                .slots
+                .iter()
+                .filter(|slot| {
+                    slot.port == port && sockets.get::<tcp::Socket>(slot.handle).state() == tcp::State::Listen
+                })
+                .count();
+            for _ in listening..BACKLOG {
+                if self.slots.len() >= self.limits.connections {
+                    return;
+                }
+                let mut socket = self.spare.pop().unwrap_or_else(|| new_socket(&self.limits));
+                socket.listen(port).expect("a port that is not 0, on a socket that is closed");
+                self.slots.push(Slot { handle: sockets.add(socket), port, open: None });
+            }
+        }
+    }
+
+    fn serve_all(&mut self, sockets: &mut SocketSet<'static>) {
+        for &handle in &self.udp {
+            echo_datagrams(sockets.get_mut(handle));
+        }
+        let mut index = 0;
+        while index < self.slots.len() {
+            let slot = &mut self.slots[index];
+            let socket = sockets.get_mut::<tcp::Socket>(slot.handle);
+            match socket.state() {
+                tcp::State::Listen | tcp::State::SynReceived => {}
+                tcp::State::Closed if socket.remote_endpoint().is_none() => {
+                    let slot = self.slots.swap_remove(index);
+                    if let Some(open) = slot.open {
+                        self.service.closed(open.connection);
+                    }
+                    let smoltcp::socket::Socket::Tcp(socket) = sockets.remove(slot.handle) else {
+                        unreachable!("the slots' sockets are TCP sockets")
+                    };
+                    self.spare.push(socket);
+                    self.rearm(sockets);
+                    continue;
+                }
+                _ => {
+                    let open = slot.open.get_or_insert_with(|| Open {
+                        connection: self.service.open(slot.port),
+                        input: Vec::new(),
+                        output: Output::default(),
+                        ended: false,
+                        closed_ms: None,
+                    });
+                    serve(&mut self.service, open, socket);
+                }
+            }
+            index += 1;
+        }
+    }
+}
+
+fn new_socket(limits: &Limits) -> tcp::Socket<'static> {
+    let buffer = |bytes| tcp::SocketBuffer::new(vec![0; bytes]);
+    let mut socket = tcp::Socket::new(buffer(limits.receive_bytes), buffer(limits.send_bytes));
+    socket.set_nagle_enabled(false);
+    // All that came in one turn is acknowledged at its end, with the answer if there is one.
+    socket.set_ack_delay(None);
+    socket.set_timeout(Some(TIMEOUT));
+    socket.set_keep_alive(Some(KEEP_ALIVE));
+    socket
+}
+
+/// Moves bytes between a socket and its service until neither can go on.
+fn serve<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket: &mut tcp::Socket<'static>) {
+    if let Some(closed_ms) = open.closed_ms {
+        // What still comes is nobody's.
+        while socket.can_recv() {
+            if socket.recv(|bytes| (bytes.len(), ())).is_err() {
+                break;
+            }
+        }
+        if now_ms().saturating_sub(closed_ms) > LINGER_MS && socket.state() != tcp::State::TimeWait {
+            socket.abort();
+        }
+        return;
+    }
+    loop {
+        safepoint();
+        let taken = feed(service, open, socket);
+        let sent = drain(&mut open.output, socket);
+        if open.output.is_closing() && open.output.waiting().is_empty() {
+            socket.close();
+            open.closed_ms = Some(now_ms());
+            return;
+        }
+        if !taken && !sent {
+            return;
+        }
+    }
+}
+
+/// Gives the service what has come. Whether that changed anything.
+fn feed<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket: &mut tcp::Socket<'static>) -> bool {
+    let Open { connection, input, output, ended, .. } = open;
+    if output.is_closing() || output.is_full() {
+        return false;
+    }
+    let before = output.waiting().len();
+    let mut taken = 0;
+    if !input.is_empty() {
+        if socket.can_recv() && input.len() < S::INPUT_MAX {
+            // The buffer's two halves, if what has come wraps around its end.
+            while socket.can_recv() && input.len() < S::INPUT_MAX {
+                let room = S::INPUT_MAX - input.len();
+                let more = socket.recv(|bytes| {
+                    let bytes = &bytes[..bytes.len().min(room)];
+                    input.extend_from_slice(bytes);
+                    (bytes.len(), bytes.len())
+                });
+                taken += more.unwrap_or(0);
+            }
+        }
+        let used = service.receive(connection, input, output);
+        input.drain(..used);
+        taken += used;
+        if used == 0 && input.len() >= S::INPUT_MAX && !output.is_full() && !output.is_closing() {
+            // It waits for the rest of a message that is too long.
+            socket.abort();
+        }
+    } else if socket.can_recv() {
+        let used = socket.recv(|bytes| {
+            let used = service.receive(connection, bytes, output);
+            if used < bytes.len() && !output.is_full() && !output.is_closing() {
+                // The rest of a message is missing: it waits here, so that the socket has room for it.
+                input.extend_from_slice(&bytes[used..]);
+                (bytes.len(), bytes.len())
+            } else {
+                (used, used)
+            }
+        });
+        taken += used.unwrap_or(0);
+    }
+    if !*ended && !socket.may_recv() && !output.is_closing() && !output.is_full() {
+        *ended = true;
+        service.end(connection, output);
+        taken += 1;
+    }
+    if !output.is_closing() && !output.is_full() {
+        service.fill(connection, output);
+    }
+    taken > 0 || output.waiting().len() != before
+}
+
+/// Moves what the service has said into the socket. Whether that changed anything.
+fn drain(output: &mut Output, socket: &mut tcp::Socket<'static>) -> bool {
+    let mut any = false;
+    while !output.waiting().is_empty() && socket.can_send() {
+        match socket.send_slice(output.waiting()) {
+            Ok(bytes @ 1..) => {
+                output.taken(bytes);
+                any = true;
+            }
+            Ok(0) | Err(_) => break,
+        }
+    }
+    any
+}
+
+fn echo_datagrams(socket: &mut udp::Socket<'static>) {
+    while socket.can_send() && socket.can_recv() {
+        safepoint();
+        let Ok((payload, from)) = socket.recv() else { return };
+        let payload = Vec::from(payload);
+        // A datagram that does not fit is lost, as datagrams may be.
+        let _ = socket.send_slice(&payload, from);
+    }
+}
