@@ -20,12 +20,13 @@ const NOT_INHERITED: [&str; 8] = [
 ];
 
 /// The guest's sources, and nothing else that lies there.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "Cargo.toml",
     "Cargo.lock",
     "abi",
     "apps",
     "examples",
+    "http",
     "kernels",
     "kv",
     "line",

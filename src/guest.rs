@@ -29,6 +29,12 @@ pub const APPS: &[App] = &[
     App { name: "transcript", arguments: "[tick]", about: "keeps an account of its input, line by line" },
     App { name: "ticker", arguments: "[ticks] [busy]", about: "prints a line every so many ticks, for measurements" },
     App { name: "echo", arguments: "[port=7]", about: "sends back what comes by TCP and UDP" },
+    App { name: "http", arguments: "[port=80]", about: "a small web site with a live counter" },
+    App {
+        name: "stream",
+        arguments: "[port=5001] [bytes=N]",
+        about: "takes bulk data at the port, sends it at the one above",
+    },
     App { name: "kv", arguments: "[port=6379]", about: "a key-value server that speaks the Redis protocol" },
     App { name: "probe-crash", arguments: "triple|hlt|ud|loop|null|io|stack|panic", about: "ends badly" },
     App { name: "probe-irqoff", arguments: "[times]", about: "keeps interrupts off across many exits" },

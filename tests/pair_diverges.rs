@@ -13,6 +13,7 @@ use lockstep::log::codec::Encoder;
 use lockstep::log::entry::Body;
 use lockstep::log::frame::{self, FrameKind};
 use lockstep::log::stream::EntryStream;
+use lockstep::replication::message::ENTRIES_HEAD;
 
 use common::console::{Console, status};
 use common::eventually;
@@ -31,8 +32,8 @@ fn forge(mut from: TcpStream, mut to: TcpStream) {
         while let Some((frame, length)) = frame::parse(&inbox[used..]).expect("the primary sends frames") {
             let mut payload = frame.payload.to_vec();
             if frame.kind == FrameKind::Entries {
-                let (stamp, mut rest) = frame.payload.split_at(8);
-                payload = stamp.to_vec();
+                let (head, mut rest) = frame.payload.split_at(ENTRIES_HEAD);
+                payload = head.to_vec();
                 stream.begin(frame.number, frame.count).expect("the entries follow each other");
                 while let Some(mut entry) = stream.next(&mut rest).expect("the primary sends entries") {
                     if let Body::Output { check, .. } = &mut entry.body {

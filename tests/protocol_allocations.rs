@@ -42,7 +42,10 @@ fn settle(
         for action in to_primary.drain(..) {
             match action {
                 primary::Action::Send(message) => backup.on(now, backup::Input::Received(message), to_backup),
-                primary::Action::Ask(_) | primary::Action::StartGuest | primary::Action::Release { .. } => {}
+                primary::Action::Ask(_)
+                | primary::Action::StartGuest
+                | primary::Action::Lease { .. }
+                | primary::Action::Release { .. } => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -51,6 +54,7 @@ fn settle(
                 backup::Action::Send(message) => primary.on(now, primary::Input::Received(message), to_primary),
                 backup::Action::Connect
                 | backup::Action::Load
+                | backup::Action::Left { .. }
                 | backup::Action::Replay { .. }
                 | backup::Action::RunTo { .. } => {}
                 other => panic!("{other:?}"),
@@ -84,6 +88,7 @@ fn the_hot_path_allocates_nothing() {
         primary.on(now, primary::Input::Appended { entries: 3, bytes: 20 }, &mut p);
         let horizon = primary::Input::Horizon { entries: primary.appended(), at: Instant::new(now, now) };
         primary.on(now, horizon, &mut p);
+        primary.on(now, primary::Input::Left { below: primary.acked() }, &mut p);
         primary.on(now, primary::Input::Tick { guest_clock_ns: now }, &mut p);
         backup.on(now, backup::Input::Tick, &mut b);
         settle(now, (&mut primary, &mut p), (&mut backup, &mut b));
@@ -91,7 +96,7 @@ fn the_hot_path_allocates_nothing() {
         backup.on(now, backup::Input::Executed { entries: primary.appended(), stamp: now }, &mut b);
     }
     for number in 0..1000 {
-        let message = Message::Ack { received: number, executed: 2, executed_stamp: 3 };
+        let message = Message::Ack { received: number, executed: 2, executed_stamp: 3, received_stamp: 4 };
         payload.clear();
         let head = message.encode(&mut payload);
         assert_eq!(Message::decode(head, &payload).unwrap().0, message);

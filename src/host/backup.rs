@@ -299,6 +299,11 @@ impl Driver {
                     replica.incoming.clear_up_to(at, stamp);
                 }
             }
+            Action::Left { below } => {
+                if let Some(network) = &self.network {
+                    network.left(below);
+                }
+            }
             Action::Ask(question) => self.referee.ask(question),
             Action::GoLive { generation, entries } => {
                 tracing::info!(generation, entries, "won; going live");

@@ -60,6 +60,8 @@ struct Driver {
     connection: Option<Connection>,
     /// The connection failed while an action was carried out.
     broken: bool,
+    /// It is to be closed when the protocol knows.
+    closing: bool,
     /// The entries that the protocol is being told about.
     batch: Batch,
     boot: Boot,
@@ -83,6 +85,8 @@ struct Driver {
     stopped: Option<StopReason>,
     rate: Rate,
     heartbeats_sent: u64,
+    /// How far the network had let outputs go when the protocol was told last.
+    left: u64,
 }
 
 /// Runs a primary until its guest has ended or the protocol stops it.
@@ -98,6 +102,7 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         actions: Vec::with_capacity(16),
         connection: None,
         broken: false,
+        closing: false,
         batch: Batch::default(),
         boot_bytes: encode_boot(&boot)?,
         boot,
@@ -118,6 +123,7 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         stopped: None,
         rate: Rate::default(),
         heartbeats_sent: 0,
+        left: 0,
     };
     super::wake_for_packets(&network, &world);
     hub.set_input_waker(Box::new(move || world.input_waits()));
@@ -188,12 +194,27 @@ impl Driver {
                 self.perform(action)?;
             }
             self.actions = actions;
-            if std::mem::take(&mut self.broken) {
-                self.connection = None;
-                next = Some(Input::Disconnected);
-            }
+            next = if std::mem::take(&mut self.broken) {
+                self.closing = true;
+                Some(Input::Disconnected)
+            } else {
+                self.left()
+            };
+        }
+        if std::mem::take(&mut self.closing) {
+            // Only now that nothing leaves any more: a backup that finds it closed may be live a moment later.
+            self.connection = None;
         }
         Ok(())
+    }
+
+    /// What the protocol has to know if the network has let more outputs go. The console is not asked: its clients count bytes, and find
+    /// the rest on the other host.
+    fn left(&mut self) -> Option<Input> {
+        let below = self.network.as_ref().map_or(u64::MAX, |port| port.left_below());
+        let more = below > self.left;
+        self.left = self.left.max(below);
+        more.then_some(Input::Left { below })
     }
 
     fn perform(&mut self, action: Action) -> Result<(), HostError> {
@@ -221,6 +242,11 @@ impl Driver {
                 }
             }
             Action::StartGuest => self.start_guest()?,
+            Action::Lease { until_ns } => {
+                if let Some(network) = &self.network {
+                    network.set_lease(until_ns);
+                }
+            }
             Action::Release { below: u64::MAX } => {
                 self.hub.set_protection(Protection::Unprotected);
                 if let Some(network) = &self.network {
@@ -333,7 +359,7 @@ impl Driver {
         }
         if let Err(error) = result {
             tracing::debug!(error = &error as &dyn std::error::Error, "the logging channel");
-            self.connection = None;
+            self.closing = true;
             self.feed(Input::Disconnected)?;
         }
         Ok(())

@@ -86,6 +86,13 @@ impl Packets {
         })
     }
 
+    /// The packet with this number, from 0 on; header included.
+    pub fn get(&self, index: usize) -> Option<&[u8]> {
+        let end = *self.ends.get(index)? as usize;
+        let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
+        Some(&self.bytes[start..end])
+    }
+
     /// Forgets all, and keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();

@@ -90,6 +90,11 @@ pub enum Action {
         /// Stamp of the frame, for [`Input::Executed`].
         stamp: u64,
     },
+    /// Outputs of entries below this number have left the primary: going live need not repeat them. Only ever more.
+    Left {
+        /// The first number that may not have.
+        below: u64,
+    },
     /// Ask the arbiter; answer with [`Input::Arbiter`], if need be with [`Answer::Unreachable`].
     Ask(Question),
     /// Let the vCPU pass every received entry, then put the world at its doors; answer with [`Input::WentLive`].
@@ -173,6 +178,10 @@ pub struct Backup {
     /// Entries passed, and the newest stamp passed.
     executed: u64,
     executed_stamp: u64,
+    /// Newest stamp received.
+    received_stamp: u64,
+    /// Outputs of entries below this number have left the primary.
+    left: u64,
     /// Whether the primary knows what has been executed.
     told: bool,
     ended: bool,
@@ -192,6 +201,8 @@ impl Backup {
             received: 0,
             executed: 0,
             executed_stamp: 0,
+            received_stamp: 0,
+            left: 0,
             told: true,
             ended: false,
         }
@@ -272,11 +283,25 @@ impl Backup {
 
     fn on_message(&mut self, now: u64, message: Message, out: &mut Vec<Action>) {
         let kind = message.kind();
+        if let Message::Entries { stamp, released, .. }
+        | Message::Horizon { stamp, released, .. }
+        | Message::Heartbeat { stamp, released, .. } = message
+        {
+            if released > self.received {
+                let violation = Violation::Released { released, acknowledged: self.received };
+                return self.lose_link(now, Suspicion::Violation(violation), out);
+            }
+            self.received_stamp = self.received_stamp.max(stamp);
+            if released > self.left {
+                self.left = released;
+                out.push(Action::Left { below: released });
+            }
+        }
         match (message, &self.state) {
             (Message::Entries { first, count, stamp, .. }, State::Following) => {
                 self.on_entries(now, first, count, stamp, out);
             }
-            (Message::Horizon { entries, at, stamp }, State::Following) => {
+            (Message::Horizon { entries, at, stamp, .. }, State::Following) => {
                 if entries == self.received {
                     out.push(Action::RunTo { entries, at, stamp });
                 } else {
@@ -284,9 +309,13 @@ impl Backup {
                     self.lose_link(now, Suspicion::Violation(violation), out);
                 }
             }
-            (Message::Heartbeat { guest_clock_ns, .. }, _) => {
+            (Message::Heartbeat { guest_clock_ns, .. }, state) => {
                 self.link.heartbeats.0 += 1;
                 self.guest_clock_ns = self.guest_clock_ns.max(guest_clock_ns);
+                if *state == State::Following {
+                    // At once: it renews the primary's lease.
+                    self.send_ack(out);
+                }
             }
             (Message::Hello(hello), State::Connecting { .. }) => self.on_hello(hello, out),
             (Message::OtherVersion { version }, State::Connecting { .. }) => {
@@ -349,8 +378,9 @@ impl Backup {
     }
 
     fn send_ack(&mut self, out: &mut Vec<Action>) {
-        let (received, executed, executed_stamp) = (self.received, self.executed, self.executed_stamp);
-        out.push(Action::Send(Message::Ack { received, executed, executed_stamp }));
+        let (received, executed) = (self.received, self.executed);
+        let (executed_stamp, received_stamp) = (self.executed_stamp, self.received_stamp);
+        out.push(Action::Send(Message::Ack { received, executed, executed_stamp, received_stamp }));
         self.told = true;
     }
 
@@ -372,6 +402,7 @@ impl Backup {
                 self.state = State::Connecting { again_at: Some(now.saturating_add(self.settings.retry_ns)) };
                 self.peer = None;
                 self.generation = 0;
+                self.received_stamp = 0;
             }
             State::Finishing | State::Asking(_) | State::GoingLive | State::Live | State::Stopped(_) => {}
         }
@@ -464,8 +495,8 @@ impl Backup {
             | State::Stopped(_) => {}
         }
         if self.link.beat(now, self.settings.heartbeat_ns) {
-            let guest_clock_ns = self.guest_clock_ns;
-            out.push(Action::Send(Message::Heartbeat { stamp: now, guest_clock_ns }));
+            let (guest_clock_ns, released) = (self.guest_clock_ns, self.left);
+            out.push(Action::Send(Message::Heartbeat { stamp: now, guest_clock_ns, released }));
             if self.state == State::Following && !self.told {
                 self.send_ack(out);
             }

@@ -25,9 +25,10 @@ impl<T> HeldOutputs<T> {
     /// Queues the output of the entry with number `entry`.
     ///
     /// # Panics
-    /// If `entry` is not above that of the output before: the vCPU would have broken the log's order.
+    /// If `entry` is below that of the output before: the vCPU would have broken the log's order. (Where there is no log, all
+    /// outputs have the same number.)
     pub fn push(&mut self, entry: u64, output: T) {
-        assert!(self.queue.back().is_none_or(|(last, _)| *last < entry), "outputs come in the order of the log");
+        assert!(self.queue.back().is_none_or(|(last, _)| *last <= entry), "outputs come in the order of the log");
         self.queue.push_back((entry, output));
     }
 
@@ -42,10 +43,20 @@ impl<T> HeldOutputs<T> {
         self.below = 0;
     }
 
+    /// Whether the output of the entry with this number may leave.
+    pub fn is_released(&self, entry: u64) -> bool {
+        entry < self.below
+    }
+
     /// Takes the next output that may leave.
     pub fn pop(&mut self) -> Option<(u64, T)> {
         let (entry, _) = self.queue.front()?;
         if *entry < self.below { self.queue.pop_front() } else { None }
+    }
+
+    /// Outputs of entries below this number have been taken, as far as they were queued.
+    pub fn left_below(&self) -> u64 {
+        self.queue.front().map_or(self.below, |(entry, _)| self.below.min(*entry))
     }
 
     /// How many outputs wait here.
@@ -72,7 +83,9 @@ mod tests {
         assert_eq!(held.pop(), None);
         held.release(4);
         assert_eq!((held.pop(), held.pop()), (Some((3, 'a')), None));
+        assert_eq!(held.left_below(), 4);
         held.release(8);
+        assert_eq!(held.left_below(), 7, "released, and not taken");
         held.hold();
         assert_eq!(held.pop(), None, "released but not taken, then held");
         held.release(u64::MAX);

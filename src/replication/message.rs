@@ -14,10 +14,13 @@ use crate::machine::instant::Instant;
 use std::fmt;
 
 /// The version of this protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The most bytes of a divergence report.
 pub const MAX_TEXT: usize = 4096;
+
+/// Bytes before the entries in the payload of `Entries`.
+pub const ENTRIES_HEAD: usize = 16;
 
 /// The most bytes a bincode payload may make the decoder allocate.
 const MAX_COLD: usize = 4096;
@@ -93,6 +96,8 @@ pub enum Message {
         bytes: u32,
         /// When they were sent, ns of the primary's clock; strictly increasing over entries and horizons.
         stamp: u64,
+        /// Outputs of entries below this number were let out and handed to what carries them away.
+        released: u64,
     },
     /// Primary to backup: after the first `entries` entries none follows up to and including `at`.
     Horizon {
@@ -102,6 +107,8 @@ pub enum Message {
         at: Instant,
         /// As in `Entries`.
         stamp: u64,
+        /// As in `Entries`.
+        released: u64,
     },
     /// Backup to primary: what it holds and what it has executed.
     Ack {
@@ -111,13 +118,18 @@ pub enum Message {
         executed: u64,
         /// Stamp of the newest frame whose entries or horizon its vCPU has passed; 0 before the first.
         executed_stamp: u64,
+        /// Stamp of the newest entries, horizon or heartbeat received: the backup has not given up the primary for its silence,
+        /// and will not for a time-out from when it got that.
+        received_stamp: u64,
     },
-    /// Both ways: a sign of life.
+    /// Both ways: a sign of life. The backup answers the primary's with an `Ack`.
     Heartbeat {
         /// When, ns of the sender's clock.
         stamp: u64,
         /// The guest's clock as the sender has it, ns.
         guest_clock_ns: u64,
+        /// As in `Entries`; a backup repeats what it was told.
+        released: u64,
     },
     /// Backup to primary: its execution is not the one in the log, and it stops.
     Diverged {
@@ -344,20 +356,20 @@ impl Message {
             Message::Welcome { generation } => (*generation, 0),
             Message::Refuse(refusal) => (0, encode_refusal(refusal, payload)),
             Message::Boot => (0, 0),
-            Message::Entries { first, count, stamp, .. } => {
-                words([*stamp], payload);
+            Message::Entries { first, count, stamp, released, .. } => {
+                words([*stamp, *released], payload);
                 (*first, *count)
             }
-            Message::Horizon { entries, at, stamp } => {
-                words([at.exits, at.polls, *stamp], payload);
+            Message::Horizon { entries, at, stamp, released } => {
+                words([at.exits, at.polls, *stamp, *released], payload);
                 (*entries, 0)
             }
-            Message::Ack { received, executed, executed_stamp } => {
-                words([*executed, *executed_stamp], payload);
+            Message::Ack { received, executed, executed_stamp, received_stamp } => {
+                words([*executed, *executed_stamp, *received_stamp], payload);
                 (*received, 0)
             }
-            Message::Heartbeat { stamp, guest_clock_ns } => {
-                words([*guest_clock_ns], payload);
+            Message::Heartbeat { stamp, guest_clock_ns, released } => {
+                words([*guest_clock_ns, *released], payload);
                 (*stamp, 0)
             }
             Message::Diverged { entry, text } => {
@@ -394,24 +406,25 @@ impl Message {
             Kind::Refuse => Ok((Message::Refuse(Box::new(decode_refusal(count, payload)?)), &[])),
             Kind::Boot => Ok((Message::Boot, payload)),
             Kind::Entries => {
-                let (stamp, bulk) = payload.split_first_chunk::<8>().ok_or_else(wrong_length)?;
+                let (head, bulk) = payload.split_first_chunk::<ENTRIES_HEAD>().ok_or_else(wrong_length)?;
+                let [stamp, released] = words_back(head).ok_or_else(wrong_length)?;
                 let bytes = u32::try_from(bulk.len()).map_err(|_| wrong_length())?;
                 if count == 0 || number.checked_add(count.into()).is_none() {
                     return Err(wrong_head());
                 }
-                Ok((Message::Entries { first: number, count, bytes, stamp: u64::from_le_bytes(*stamp) }, bulk))
+                Ok((Message::Entries { first: number, count, bytes, stamp, released }, bulk))
             }
             Kind::Horizon => {
-                let [exits, polls, stamp] = words_back(payload).ok_or_else(wrong_length)?;
-                Ok((Message::Horizon { entries: number, at: Instant { exits, polls }, stamp }, &[]))
+                let [exits, polls, stamp, released] = words_back(payload).ok_or_else(wrong_length)?;
+                Ok((Message::Horizon { entries: number, at: Instant { exits, polls }, stamp, released }, &[]))
             }
             Kind::Ack => {
-                let [executed, executed_stamp] = words_back(payload).ok_or_else(wrong_length)?;
-                Ok((Message::Ack { received: number, executed, executed_stamp }, &[]))
+                let [executed, executed_stamp, received_stamp] = words_back(payload).ok_or_else(wrong_length)?;
+                Ok((Message::Ack { received: number, executed, executed_stamp, received_stamp }, &[]))
             }
             Kind::Heartbeat => {
-                let [guest_clock_ns] = words_back(payload).ok_or_else(wrong_length)?;
-                Ok((Message::Heartbeat { stamp: number, guest_clock_ns }, &[]))
+                let [guest_clock_ns, released] = words_back(payload).ok_or_else(wrong_length)?;
+                Ok((Message::Heartbeat { stamp: number, guest_clock_ns, released }, &[]))
             }
             Kind::Diverged => {
                 if payload.len() > MAX_TEXT {

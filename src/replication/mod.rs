@@ -12,14 +12,17 @@
 //! | [`primary`], [`backup`] | the two state machines |
 //! | [`election`] | winning a generation at the arbiter, retries included |
 //! | [`held`] | outputs waiting for their release |
-//! | [`ledger`] | how much of the log is under way |
+//! | [`lease`] | until when released outputs may leave |
+//! | [`flow`], [`ledger`] | how much of the log is under way, and when the vCPU has to wait for it |
 //! | [`lag`] | slowing the primary when the backup falls behind |
 //! | [`link`] | silence and heartbeats |
 
 pub mod backup;
 pub mod election;
+pub mod flow;
 pub mod held;
 pub mod lag;
+pub mod lease;
 pub mod ledger;
 pub mod link;
 pub mod message;
@@ -164,6 +167,13 @@ pub enum Violation {
         /// Entries there are.
         appended: u64,
     },
+    /// Outputs that were let out before they were acknowledged.
+    Released {
+        /// Entries whose outputs were let out.
+        released: u64,
+        /// Entries acknowledged.
+        acknowledged: u64,
+    },
     /// Entries that do not follow those before.
     Gap {
         /// Number that the next entry must have.
@@ -200,6 +210,9 @@ impl fmt::Display for Violation {
             Violation::Unexpected(kind) => write!(f, "unexpected {kind:?}"),
             Violation::Acknowledged { received, appended } => {
                 write!(f, "it acknowledged {received} entries of {appended}")
+            }
+            Violation::Released { released, acknowledged } => {
+                write!(f, "it let out the outputs of {released} entries, of which {acknowledged} were acknowledged")
             }
             Violation::Gap { expected, found } => write!(f, "entry {found} came where {expected} was due"),
             Violation::Generation { expected, found } => write!(f, "generation {found} instead of {expected}"),

@@ -13,8 +13,8 @@
 //! refused in Unprotected: that is where state transfer will begin.
 
 use super::election::{Answer, Election, Outcome, Question};
-use super::lag::{LagControl, catch_up_per_mille};
-use super::ledger::Ledger;
+use super::flow::Flow;
+use super::lease::Lease;
 use super::link::{Link, Phase};
 use super::message::{self, Goodbye, Hello, Message, Refusal, Role};
 use super::{Identity, Settings, StopReason, Suspicion, Violation};
@@ -54,6 +54,12 @@ pub enum Input {
         /// The guest may run to here.
         at: Instant,
     },
+    /// Outputs of entries below this number have been handed to what carries them away, as far as they were queued by now
+    /// (`u64::MAX`: nobody needs to know). What was released may wait for its lease, and does not count before it has left.
+    Left {
+        /// The first number that has not.
+        below: u64,
+    },
     /// The guest has ended; its last entry has been appended and its last output queued.
     GuestEnded,
     /// The arbiter has answered the question asked last.
@@ -71,6 +77,12 @@ pub enum Action {
     Disconnect,
     /// Let the guest run.
     StartGuest,
+    /// What is released may leave before `until_ns` on the clock that `on` is given, and not later (`u64::MAX`: at any time). Whoever lets an output
+    /// out looks at that clock first, for the process may have been stopped meanwhile; what came too late waits for the next `Release`.
+    Lease {
+        /// The end of the lease, ns.
+        until_ns: u64,
+    },
     /// Let the outputs of entries below this number leave (`u64::MAX`: all, now and later).
     Release {
         /// The first number that still waits.
@@ -148,16 +160,13 @@ pub struct Primary {
     executed: u64,
     /// Stamp of the newest entries or horizon sent.
     stamp: u64,
-    /// By entry number; what is not acknowledged.
-    unacked: Ledger,
-    /// By stamp; what is not executed.
-    unexecuted: Ledger,
-    lag: LagControl,
-    lag_ns: u64,
-    /// The slow-down asked for last.
-    per_mille: u16,
-    stalled: bool,
+    lease: Lease,
+    /// As [`Input::Left`] said last.
+    left: u64,
+    flow: Flow,
     ended: bool,
+    /// Until when a guest that has ended waits for its last outputs to leave, ns.
+    patience_ends: Option<u64>,
 }
 
 impl Primary {
@@ -175,13 +184,11 @@ impl Primary {
             acked: 0,
             executed: 0,
             stamp: 0,
-            unacked: Ledger::default(),
-            unexecuted: Ledger::default(),
-            lag: LagControl::new(settings.lag_limit_ns),
-            lag_ns: 0,
-            per_mille: 0,
-            stalled: false,
+            lease: Lease::default(),
+            left: 0,
+            flow: Flow::new(&settings),
             ended: false,
+            patience_ends: None,
         }
     }
 
@@ -211,9 +218,13 @@ impl Primary {
             }
             Input::Appended { entries, bytes } => self.on_appended(now, entries, bytes, out),
             Input::Horizon { entries, at } => self.on_horizon(now, entries, at, out),
+            Input::Left { below } => {
+                self.left = self.left.max(below);
+                self.finish_if_done(now, out);
+            }
             Input::GuestEnded => {
                 self.ended = true;
-                self.finish_if_done(out);
+                self.finish_if_done(now, out);
             }
             Input::Arbiter(answer) => self.on_answer(now, answer, out),
             Input::StopRequested => self.on_stop_requested(out),
@@ -228,8 +239,7 @@ impl Primary {
     }
 
     fn on_start(&mut self, out: &mut Vec<Action>) {
-        self.unacked.reserve();
-        self.unexecuted.reserve();
+        self.flow.reserve();
         if self.settings.start_alone {
             self.claim_first(out);
         }
@@ -244,8 +254,8 @@ impl Primary {
     fn on_message(&mut self, now: u64, message: Message, out: &mut Vec<Action>) {
         let kind = message.kind();
         match (message, &self.state) {
-            (Message::Ack { received, executed, executed_stamp }, State::Protected) => {
-                self.on_ack(now, received, executed, executed_stamp, out);
+            (Message::Ack { received, executed, executed_stamp, received_stamp }, State::Protected) => {
+                self.on_ack(now, (received, executed), (executed_stamp, received_stamp), out);
             }
             (Message::Heartbeat { .. }, _) => self.link.heartbeats.0 += 1,
             (Message::Hello(hello), _) if self.link.phase() == Phase::Open => self.on_hello(now, hello, out),
@@ -322,12 +332,12 @@ impl Primary {
             State::Protected | State::Asking(_) => {
                 self.appended += u64::from(entries);
                 let stamp = self.next_stamp(now);
-                self.unacked.note(self.appended, bytes.into());
-                self.unexecuted.note(stamp, bytes.into());
+                self.flow.entries(self.appended, stamp, bytes.into());
                 if self.state == State::Protected {
-                    out.push(Action::Send(Message::Entries { first, count: entries, bytes, stamp }));
+                    let released = self.released();
+                    out.push(Action::Send(Message::Entries { first, count: entries, bytes, stamp, released }));
                 }
-                self.stall_or_resume(out);
+                self.flow.stall_or_resume(out);
             }
             State::Unprotected => self.appended += u64::from(entries),
             // No guest has started, or none should run any more.
@@ -339,8 +349,9 @@ impl Primary {
         // One that was overtaken by entries allows nothing that these do not.
         if self.state == State::Protected && entries == self.appended {
             let stamp = self.next_stamp(now);
-            self.unexecuted.note(stamp, 0);
-            out.push(Action::Send(Message::Horizon { entries, at, stamp }));
+            self.flow.horizon(stamp);
+            let released = self.released();
+            out.push(Action::Send(Message::Horizon { entries, at, stamp, released }));
         }
     }
 
@@ -349,56 +360,49 @@ impl Primary {
         self.stamp
     }
 
-    fn on_ack(&mut self, now: u64, received: u64, executed: u64, executed_stamp: u64, out: &mut Vec<Action>) {
-        let grows = received >= self.acked && executed >= self.executed;
-        if !grows || received > self.appended || executed > received || executed_stamp > self.stamp {
+    /// `received` and `executed` count entries; of the stamps, the first is that of what was executed, the second that of what was received.
+    fn on_ack(&mut self, now: u64, (received, executed): (u64, u64), stamps: (u64, u64), out: &mut Vec<Action>) {
+        let (executed_stamp, received_stamp) = stamps;
+        let grows = received >= self.acked && executed >= self.executed && received_stamp >= self.lease.stamp();
+        // Heartbeats are stamped with the time alone.
+        let sent = executed_stamp <= self.stamp && received_stamp <= self.stamp.max(now);
+        if !grows || !sent || received > self.appended || executed > received {
             let violation = Violation::Acknowledged { received, appended: self.appended };
             return self.lose_link(Suspicion::Violation(violation), out);
         }
-        if received > self.acked {
+        let lapsed = self.lease.has_lapsed(now);
+        out.extend(
+            self.lease.renew(received_stamp, self.settings.timeout_ns).map(|until_ns| Action::Lease { until_ns }),
+        );
+        if received > self.acked || lapsed {
             self.acked = received;
-            self.unacked.settle(received);
             out.push(Action::Release { below: received });
         }
         self.executed = executed;
-        self.unexecuted.settle(executed_stamp);
-        self.stall_or_resume(out);
-        self.lag_ns = self.unexecuted.oldest().map_or(0, |stamp| now.saturating_sub(stamp));
-        let per_mille = self.lag.sample(now, self.lag_ns).max(catch_up_per_mille(self.lag_ns));
-        self.slow_down(per_mille, out);
-        self.finish_if_done(out);
+        self.flow.set_lapsed(self.lease.has_lapsed(now));
+        self.flow.acknowledged(now, received, executed_stamp, out);
+        self.finish_if_done(now, out);
     }
 
-    fn slow_down(&mut self, per_mille: u16, out: &mut Vec<Action>) {
-        if per_mille != self.per_mille {
-            self.per_mille = per_mille;
-            out.push(Action::SlowDown { per_mille });
-        }
-    }
-
-    fn stall_or_resume(&mut self, out: &mut Vec<Action>) {
-        let (unacked, backlog) = (self.unacked.bytes(), self.unexecuted.bytes());
-        if !self.stalled && (unacked >= self.settings.window_bytes || backlog >= self.settings.backlog_bytes) {
-            self.stalled = true;
-            out.push(Action::Stall);
-        } else if self.stalled
-            && unacked <= self.settings.window_bytes / 2
-            && backlog <= self.settings.backlog_bytes / 2
-        {
-            self.stalled = false;
-            out.push(Action::Resume);
-        }
+    /// Outputs of entries below this number have left.
+    fn released(&self) -> u64 {
+        // The vCPU thread appends an entry first and queues its output then; when it has appended the next one, it has.
+        let queued = if self.ended { self.appended } else { self.appended.saturating_sub(1) };
+        self.left.min(self.acked).min(queued)
     }
 
     /// The connection is no use any more. What that means depends on whether the guest has started.
     fn lose_link(&mut self, suspicion: Suspicion, out: &mut Vec<Action>) {
         self.link.close();
+        if self.state == State::Protected {
+            // In this order: a backup that finds the connection closed may be live a moment later.
+            out.push(Action::Hold);
+        }
         if suspicion != Suspicion::Closed {
             out.push(Action::Disconnect);
         }
         match self.state {
             State::Protected => {
-                out.push(Action::Hold);
                 out.push(Action::Suspect(suspicion));
                 let (election, question) = Election::after(self.generation);
                 self.state = State::Asking(election);
@@ -418,49 +422,51 @@ impl Primary {
         let (State::Claiming(election) | State::Asking(election)) = &mut self.state else { return };
         match election.on_answer(now, answer, self.settings.retry_ns) {
             Outcome::Ask(question) => out.push(Action::Ask(question)),
-            Outcome::Won(generation) => self.on_won(generation, out),
+            Outcome::Won(generation) => self.on_won(now, generation, out),
             Outcome::Lost { generation, holder } => self.stop(StopReason::Lost { generation, holder }, out),
             Outcome::Pending => {}
         }
     }
 
-    fn on_won(&mut self, generation: u64, out: &mut Vec<Action>) {
+    fn on_won(&mut self, now: u64, generation: u64, out: &mut Vec<Action>) {
         self.generation = generation;
         match self.state {
             State::Claiming(_) if self.settings.start_alone => {
                 out.push(Action::StartGuest);
-                self.go_on_alone(out);
+                self.go_on_alone(now, out);
             }
             State::Claiming(_) if self.peer.is_some() => self.prepare(out),
             State::Claiming(_) => self.state = State::Waiting,
-            State::Asking(_) => self.go_on_alone(out),
+            State::Asking(_) => self.go_on_alone(now, out),
             State::Waiting | State::Preparing | State::Protected | State::Unprotected | State::Stopped(_) => {}
         }
     }
 
-    fn go_on_alone(&mut self, out: &mut Vec<Action>) {
+    fn go_on_alone(&mut self, now: u64, out: &mut Vec<Action>) {
         self.state = State::Unprotected;
-        self.unacked.clear();
-        self.unexecuted.clear();
-        self.lag_ns = 0;
+        out.push(Action::Lease { until_ns: u64::MAX });
         out.push(Action::Release { below: u64::MAX });
-        self.lag.reset();
-        self.slow_down(0, out);
-        self.stall_or_resume(out);
-        self.finish_if_done(out);
+        self.flow.end(out);
+        self.finish_if_done(now, out);
     }
 
     /// After the guest's end, once everything it put out has left.
-    fn finish_if_done(&mut self, out: &mut Vec<Action>) {
+    fn finish_if_done(&mut self, now: u64, out: &mut Vec<Action>) {
         if !self.ended {
             return;
         }
         match self.state {
             State::Protected if self.acked == self.appended => {
-                // Only now: a backup that has the goodbye lets the rest be, so nothing may be left to release.
-                let entries = self.appended;
-                out.push(Action::Send(Message::Goodbye(Goodbye::Ended { entries })));
-                self.stop(StopReason::Ended, out);
+                // A network that takes nothing any more must not keep the guest from ending.
+                let patience_ends = *self.patience_ends.get_or_insert(now.saturating_add(self.settings.timeout_ns));
+                if self.released() == self.appended || now >= patience_ends {
+                    // Only now: a backup that has the goodbye lets the rest be, so nothing may be left to release. And nobody
+                    // will contradict what a slow reader has yet to take.
+                    out.push(Action::Lease { until_ns: u64::MAX });
+                    let entries = self.appended;
+                    out.push(Action::Send(Message::Goodbye(Goodbye::Ended { entries })));
+                    self.stop(StopReason::Ended, out);
+                }
             }
             State::Unprotected => self.stop(StopReason::Ended, out),
             State::Waiting
@@ -498,8 +504,13 @@ impl Primary {
             out.extend(election.on_time(now).map(Action::Ask));
         }
         if self.link.beat(now, self.settings.heartbeat_ns) {
-            let guest_clock_ns = self.guest_clock_ns;
-            out.push(Action::Send(Message::Heartbeat { stamp: now, guest_clock_ns }));
+            let (guest_clock_ns, released) = (self.guest_clock_ns, self.released());
+            out.push(Action::Send(Message::Heartbeat { stamp: now, guest_clock_ns, released }));
+        }
+        if self.state == State::Protected {
+            self.flow.set_lapsed(self.lease.has_lapsed(now));
+            self.flow.stall_or_resume(out);
+            self.finish_if_done(now, out);
         }
     }
 
@@ -545,22 +556,22 @@ impl Primary {
     /// Execution lag of the backup at its last acknowledgement, ns: the age of the oldest frame that it has not
     /// executed.
     pub fn lag_ns(&self) -> u64 {
-        self.lag_ns
+        self.flow.lag_ns()
     }
 
     /// How much the guest is slowed down, per mille of its full speed.
     pub fn slow_down_per_mille(&self) -> u16 {
-        self.per_mille
+        self.flow.slow_down_per_mille()
     }
 
     /// Bytes of the log not acknowledged.
     pub fn unacked_bytes(&self) -> u64 {
-        self.unacked.bytes()
+        self.flow.unacked_bytes()
     }
 
     /// Whether the vCPU may append to the log; `false` between [`Action::Stall`] and [`Action::Resume`].
     pub fn may_append(&self) -> bool {
-        !self.stalled
+        !self.flow.is_stalled()
     }
 
     /// When the backup was last heard, ns; `None` without a connection.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use lockstep::log::entry::Body;
 use lockstep::log::frame::{Frame, FrameKind};
 use lockstep::log::stream::EntryStream;
+use lockstep::replication::message::ENTRIES_HEAD;
 
 /// The account of one logging channel.
 #[derive(Default)]
@@ -27,8 +28,7 @@ impl Account {
             return;
         }
         self.entries.begin(frame.number, frame.count).expect("entries follow each other");
-        // The time stamp of the frame comes before its entries.
-        let mut rest = &frame.payload[8..];
+        let mut rest = &frame.payload[ENTRIES_HEAD..];
         loop {
             let number = self.entries.decoder().entries();
             let Some(entry) = self.entries.next(&mut rest).expect("entries can be read") else { return };

@@ -9,6 +9,7 @@ pub mod console;
 pub mod load;
 pub mod pair;
 pub mod process;
+pub mod qemu;
 pub mod relay;
 
 use std::time::{Duration, Instant};

@@ -7,12 +7,14 @@ extern crate alloc;
 mod compute;
 mod crash;
 mod echo;
+mod http;
 mod idle;
 mod kv;
 mod mix;
 mod network;
 mod probe;
 mod shell;
+mod stream;
 mod ticker;
 mod transcript;
 
@@ -24,7 +26,7 @@ app!(main);
 type App = fn(&Args) -> u8;
 
 /// The applications by name. The root crate's `src/guest.rs` describes them in the same order, which a test checks.
-const APPS: [(&str, App); 16] = [
+const APPS: [(&str, App); 18] = [
     ("shell", shell::main),
     ("mix", mix::main),
     ("compute", compute::main),
@@ -32,6 +34,8 @@ const APPS: [(&str, App); 16] = [
     ("transcript", transcript::main),
     ("ticker", ticker::main),
     ("echo", echo::main),
+    ("http", http::main),
+    ("stream", stream::main),
     ("kv", kv::main),
     ("probe-crash", probe::crash),
     ("probe-irqoff", probe::irqoff),

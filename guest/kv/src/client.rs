@@ -87,6 +87,8 @@ pub(crate) struct Client {
     pub(crate) id: u64,
     pub(crate) queue: Option<Queue>,
     pub(crate) watched: Vec<Watched>,
+    /// Name of the last command.
+    pub(crate) last_command: &'static str,
     /// Set by a command that ends the connection.
     pub(crate) next: Next,
 }

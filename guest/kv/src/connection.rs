@@ -53,7 +53,7 @@ impl Connection {
             killed: false,
         };
         store.clients.insert(id, info);
-        let client = Client { id, queue: None, watched: Vec::new(), next: Next::Read };
+        let client = Client { id, queue: None, watched: Vec::new(), last_command: "NULL", next: Next::Read };
         Connection { client, parser: Parser::default() }
     }
 
@@ -87,7 +87,10 @@ impl Connection {
         let out_before = out.len();
         let mut consumed = 0;
         match store.clients.get_mut(&self.client.id) {
-            Some(info) if !info.killed => info.active_ms = now_ms,
+            Some(info) if !info.killed => {
+                info.active_ms = now_ms;
+                info.last_command = self.client.last_command;
+            }
             _ => return Served { consumed, next: Next::Close },
         }
         let next = loop {

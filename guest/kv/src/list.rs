@@ -148,6 +148,12 @@ impl List {
         self.len = len;
     }
 
+    /// Another of the same, made with pauses.
+    pub(crate) fn copy(&self, poll: fn()) -> List {
+        let nodes = self.nodes.iter().inspect(|_| poll()).cloned().collect();
+        List { nodes, len: self.len }
+    }
+
     /// Bytes of heap.
     pub(crate) fn heap_bytes(&self, poll: fn()) -> usize {
         let mut bytes = self.nodes.capacity() * size_of::<VecDeque<Bytes>>();

@@ -59,8 +59,6 @@ pub(crate) enum Refusal {
     GtAndLt,
     #[error("ERR INCR option supports a single increment-element pair")]
     IncrOne,
-    #[error("ERR at least 1 input key is needed for '{0}' command")]
-    NoInputKey(&'static str),
     #[error("ERR numkeys should be greater than 0")]
     NumKeys,
     #[error("ERR Number of keys can't be greater than number of args")]
@@ -75,8 +73,6 @@ pub(crate) enum Refusal {
         "ERR RANK can't be zero: use 1 to start from the first match, 2 from the second ... or use negative to start from the end of the list"
     )]
     RankZero,
-    #[error("ERR weight value is not a float")]
-    WeightNotFloat,
     #[error("ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX")]
     LimitAlone,
     #[error("ERR syntax error, WITHSCORES not supported in combination with BYLEX")]
@@ -103,16 +99,18 @@ pub(crate) enum Refusal {
     NoClient,
     #[error("ERR Invalid client ID")]
     ClientId,
-    #[error("ERR Unsupported CONFIG parameter")]
-    ConfigGet,
-    #[error("ERR Invalid argument or parameter cannot be changed for 'CONFIG SET'")]
-    ConfigSet,
     #[error("ERR Invalid command specified")]
     NoCommand,
     #[error("ERR The command has no key arguments")]
     NoKeyArguments,
     #[error("ERR Client sent AUTH, but no password is set. Did you mean AUTH <username> <password>?")]
     NoPassword,
+    #[error("WRONGPASS invalid username-password pair or user is disabled.")]
+    WrongPassword,
+    #[error("ERR The server is running without a config file")]
+    NoConfigFile,
+    #[error("ERR Invalid number of arguments specified for command")]
+    CommandArity,
     #[error("ERR reply of more than {0} bytes")]
     Reply(usize),
     /// The reply has been written; said by those who put the client's words into it.

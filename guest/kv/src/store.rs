@@ -13,7 +13,7 @@ use crate::bytes::Bytes;
 use crate::client::ClientInfo;
 use crate::command::Names;
 use crate::refusal::Refusal;
-use crate::table::{Hash, Seed, Table};
+use crate::table::{Entry, Hash, Seed, Table};
 use crate::value::{Kind, Value, free_table};
 
 /// The time at which a key without expiry is due.
@@ -52,6 +52,7 @@ pub struct Store {
     pub(crate) stats: Stats,
     pub(crate) clients: BTreeMap<u64, ClientInfo>,
     pub(crate) next_client: u64,
+    pub(crate) kills: u64,
     /// When the first connection was opened.
     pub(crate) started_ms: Option<u64>,
     keys: Table<Slot>,
@@ -75,6 +76,7 @@ impl Store {
             stats: Stats::default(),
             clients: BTreeMap::new(),
             next_client: 1,
+            kills: 0,
             started_ms: None,
             keys: Table::default(),
             due: Vec::new(),
@@ -149,11 +151,6 @@ impl Store {
         &self.keys.at(at).value
     }
 
-    #[inline]
-    pub(crate) fn slot_mut(&mut self, at: usize) -> &mut Slot {
-        self.keys.value_mut(at)
-    }
-
     /// A key's value, to be read.
     #[inline]
     pub(crate) fn read<T: Kind>(&mut self, key: &[u8], now_ms: u64) -> Result<Option<&T>, Refusal> {
@@ -163,6 +160,14 @@ impl Store {
         };
         self.stats.hits += 1;
         T::of(&self.keys.at(at).value.value).map(Some).ok_or(Refusal::WrongType)
+    }
+
+    /// As [`Store::read`], where several values are looked at together: frees nothing and counts nothing.
+    pub(crate) fn view<T: Kind>(&self, key: &[u8], now_ms: u64) -> Result<Option<&T>, Refusal> {
+        match self.keys.get(self.seed.hash(key), key) {
+            Some(slot) if slot.expires_ms >= now_ms => T::of(&slot.value).map(Some).ok_or(Refusal::WrongType),
+            _ => Ok(None),
+        }
     }
 
     /// A key's number and value, to be changed; whoever changes it, says [`Store::changed`].
@@ -198,11 +203,6 @@ impl Store {
         if slot.value.is_void() {
             self.delete_at(at);
         }
-    }
-
-    /// Changes made so far.
-    pub(crate) fn changes(&self) -> u64 {
-        self.changes
     }
 
     /// Gives a key a value, whatever it had before; its expiry is lost.
@@ -338,6 +338,16 @@ impl Store {
         }
         self.due[piece] = next;
         freed
+    }
+
+    /// Bytes that a key takes beside its text and value.
+    pub(crate) fn slot_bytes(&self) -> usize {
+        size_of::<Entry<Slot>>() + size_of::<u32>()
+    }
+
+    /// How many clients `CLIENT KILL` has named so far: when it changes, look at [`Connection::is_killed`](crate::Connection::is_killed).
+    pub fn kills(&self) -> u64 {
+        self.kills
     }
 
     /// Frees a table with pauses.

@@ -247,6 +247,21 @@ impl<V> Table<V> {
         self.entries.into_pieces()
     }
 
+    /// Another of the same, made with pauses; entries keep their numbers.
+    pub(crate) fn copy(&self, poll: fn()) -> Table<V>
+    where
+        V: Clone,
+    {
+        let mut copy = Table::default();
+        for (number, entry) in self.iter().enumerate() {
+            copy.insert_new(entry.hash, entry.key.clone(), entry.value.clone());
+            if number % 64 == 0 {
+                poll();
+            }
+        }
+        copy
+    }
+
     /// Bytes of heap, without those of keys and values.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.entries.heap_bytes() + self.heads.heap_bytes()

@@ -107,6 +107,17 @@ impl Value {
         }
     }
 
+    /// Another of the same, made with pauses.
+    pub(crate) fn copy(&self, poll: fn()) -> Value {
+        match self {
+            Value::Str(text) => Value::Str(text.clone()),
+            Value::List(list) => Value::List(Box::new(list.copy(poll))),
+            Value::Hash(fields) => Value::Hash(Box::new(fields.copy(poll))),
+            Value::Set(members) => Value::Set(Box::new(members.copy(poll))),
+            Value::ZSet(zset) => Value::ZSet(Box::new(zset.copy(poll))),
+        }
+    }
+
     /// Frees it with pauses, for it may be large.
     pub(crate) fn free(self, poll: fn()) {
         match self {

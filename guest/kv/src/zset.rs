@@ -166,6 +166,12 @@ impl ZSet {
         })
     }
 
+    /// Another of the same, made with pauses.
+    pub(crate) fn copy(&self, poll: fn()) -> ZSet {
+        // Members keep their numbers, so the order can be taken over.
+        ZSet { members: self.members.copy(poll), runs: self.runs.clone() }
+    }
+
     /// Bytes of heap.
     pub(crate) fn heap_bytes(&self, poll: fn()) -> usize {
         let runs: usize = self.runs.iter().map(|run| run.capacity() * size_of::<Place>()).sum();

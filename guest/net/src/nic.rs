@@ -64,6 +64,8 @@ impl Buffers {
 pub(crate) struct Receiver {
     queue: Queue<{ QUEUE_SIZE as usize }>,
     buffers: Buffers,
+    /// A frame that asks for a TCP connection has come; for whoever takes it back.
+    pub(crate) connecting: bool,
 }
 
 impl Receiver {
@@ -172,7 +174,7 @@ impl Nic {
                 queue
             })
         };
-        let mut receiver = Receiver { queue: queue(RECEIVE)?, buffers: Buffers::new() };
+        let mut receiver = Receiver { queue: queue(RECEIVE)?, buffers: Buffers::new(), connecting: false };
         let transmitter = Transmitter {
             queue: queue(TRANSMIT)?,
             buffers: Buffers::new(),

@@ -11,8 +11,22 @@ pub(crate) struct Incoming<'a>(&'a mut Receiver);
 
 impl RxToken for Incoming<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, use_frame: F) -> R {
-        self.0.next(use_frame)
+        let mut connecting = false;
+        let result = self.0.next(|frame| {
+            connecting = asks_for_connection(frame);
+            use_frame(frame)
+        });
+        self.0.connecting |= connecting;
+        result
     }
+}
+
+/// Whether this is a TCP segment over IPv4 with SYN. What only looks like one does no harm.
+fn asks_for_connection(frame: &[u8]) -> bool {
+    const SYN: u8 = 2;
+    let Some(&[.., kind, kind_low, length]) = frame.first_chunk::<15>() else { return false };
+    let flags = 14 + 4 * usize::from(length & 15) + 13;
+    (kind, kind_low, frame.get(23)) == (8, 0, Some(&6)) && frame.get(flags).is_some_and(|flags| flags & SYN != 0)
 }
 
 /// Room for a frame.

@@ -6,11 +6,9 @@ use alloc::vec::Vec;
 use lockstep_runtime::{println, safepoint};
 use lockstep_service::{Now, Output, Service};
 use smoltcp::iface::{SocketHandle, SocketSet};
-use smoltcp::socket::{tcp, udp};
+use smoltcp::socket::{Socket, tcp, udp};
 use smoltcp::time::Duration;
 
-/// How many sockets listen on each port, so that as many clients may connect at once; there are new ones after each packet.
-const BACKLOG: usize = 8;
 /// A client that has not answered for so long is gone.
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// A silent client is asked so often whether it is still there.
@@ -21,8 +19,10 @@ const LINGER_MS: u64 = 10_000;
 /// How much a server may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections, on all ports together.
+    /// Connections, on all ports together, with those that listen for one.
     pub connections: usize,
+    /// Sockets that listen on each port. Few will do: there is a new one after each packet that took one.
+    pub backlog: usize,
     /// Bytes that may wait in a connection's socket to be read.
     pub receive_bytes: usize,
     /// Bytes that may wait in a connection's socket for the client's acknowledgement.
@@ -31,7 +31,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { connections: 300, receive_bytes: 32 << 10, send_bytes: 32 << 10 }
+        Limits { connections: 300, backlog: 8, receive_bytes: 32 << 10, send_bytes: 32 << 10 }
     }
 }
 
@@ -41,6 +41,8 @@ struct Open<C> {
     /// What the service has not dealt with yet and no longer fits its socket's buffer.
     input: Vec<u8>,
     output: Output,
+    /// `input` is the beginning of a message: there is no use in trying again before more has come.
+    wants_more: bool,
     /// The service has heard that there is no more input.
     ended: bool,
     /// When all was said and the socket closed.
@@ -100,24 +102,26 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Sees to it that enough sockets listen.
+    /// Sees to it that enough sockets listen. A client that finds none is refused.
     fn rearm(&mut self, sockets: &mut SocketSet<'static>) {
-        for index in 0..self.ports.len() {
-            let port = self.ports[index];
-            let listening = self
-                .slots
-                .iter()
-                .filter(|slot| {
-                    slot.port == port && sockets.get::<tcp::Socket>(slot.handle).state() == tcp::State::Listen
-                })
-                .count();
-            for _ in listening..BACKLOG {
-                if self.slots.len() >= self.limits.connections {
-                    return;
+        for &port in &self.ports {
+            let listens = |slot: &&Slot<_>| slot.port == port && state(sockets, slot) == tcp::State::Listen;
+            let listening = self.slots.iter().filter(listens).count();
+            for _ in listening..self.limits.backlog {
+                if self.slots.len() < self.limits.connections {
+                    let socket = self.spare.pop().unwrap_or_else(|| new_socket(&self.limits));
+                    self.slots.push(Slot { handle: sockets.add(listen(socket, port)), port, open: None });
+                    continue;
                 }
-                let mut socket = self.spare.pop().unwrap_or_else(|| new_socket(&self.limits));
-                socket.listen(port).expect("a port that is not 0, on a socket that is closed");
-                self.slots.push(Slot { handle: sockets.add(socket), port, open: None });
+                // Full. A connection that has ended, and only remembers it for late packets, may be forgotten early.
+                let ended = |slot: &&mut Slot<_>| state(sockets, slot) == tcp::State::TimeWait;
+                let Some(slot) = self.slots.iter_mut().find(ended) else { return };
+                if let Some(open) = slot.open.take() {
+                    self.service.closed(open.connection);
+                }
+                let mut socket = take(sockets, slot.handle);
+                socket.abort();
+                *slot = Slot { handle: sockets.add(listen(socket, port)), port, open: None };
             }
         }
     }
@@ -137,10 +141,7 @@ impl<S: Service> Server<S> {
                     if let Some(open) = slot.open {
                         self.service.closed(open.connection);
                     }
-                    let smoltcp::socket::Socket::Tcp(socket) = sockets.remove(slot.handle) else {
-                        unreachable!("the slots' sockets are TCP sockets")
-                    };
-                    self.spare.push(socket);
+                    self.spare.push(take(sockets, slot.handle));
                     self.rearm(sockets);
                     continue;
                 }
@@ -149,6 +150,7 @@ impl<S: Service> Server<S> {
                         connection: self.service.open(slot.port),
                         input: Vec::new(),
                         output: Output::default(),
+                        wants_more: false,
                         ended: false,
                         closed_ms: None,
                     });
@@ -158,6 +160,23 @@ impl<S: Service> Server<S> {
             index += 1;
         }
     }
+}
+
+fn state<C>(sockets: &SocketSet<'static>, slot: &Slot<C>) -> tcp::State {
+    sockets.get::<tcp::Socket>(slot.handle).state()
+}
+
+fn take(sockets: &mut SocketSet<'static>, handle: SocketHandle) -> tcp::Socket<'static> {
+    match sockets.remove(handle) {
+        Socket::Tcp(socket) => socket,
+        Socket::Udp(_) | Socket::Dhcpv4(_) => unreachable!("a slot's socket is a TCP socket"),
+    }
+}
+
+/// Lets a socket that is closed listen.
+fn listen(mut socket: tcp::Socket<'static>, port: u16) -> tcp::Socket<'static> {
+    socket.listen(port).expect("the port is not 0");
+    socket
 }
 
 fn new_socket(limits: &Limits) -> tcp::Socket<'static> {
@@ -202,51 +221,58 @@ fn serve<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket: &m
 
 /// Gives the service what has come. Whether that changed anything.
 fn feed<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket: &mut tcp::Socket<'static>) -> bool {
-    let Open { connection, input, output, ended, .. } = open;
-    if output.is_closing() || output.is_full() {
+    let Open { connection, input, output, wants_more, ended, .. } = open;
+    let stops = |output: &Output| output.is_closing() || output.is_full();
+    if stops(output) {
         return false;
     }
     let before = output.waiting().len();
     let mut taken = 0;
-    if !input.is_empty() {
-        if socket.can_recv() && input.len() < S::INPUT_MAX {
-            // The buffer's two halves, if what has come wraps around its end.
-            while socket.can_recv() && input.len() < S::INPUT_MAX {
-                let room = S::INPUT_MAX - input.len();
-                let more = socket.recv(|bytes| {
-                    let bytes = &bytes[..bytes.len().min(room)];
-                    input.extend_from_slice(bytes);
-                    (bytes.len(), bytes.len())
-                });
-                taken += more.unwrap_or(0);
-            }
-        }
-        let used = service.receive(connection, input, output);
-        input.drain(..used);
-        taken += used;
-        if used == 0 && input.len() >= S::INPUT_MAX && !output.is_full() && !output.is_closing() {
-            // It waits for the rest of a message that is too long.
-            socket.abort();
-        }
-    } else if socket.can_recv() {
+    if input.is_empty() && socket.can_recv() {
+        // As a rule whole messages, straight out of the socket's buffer.
         let used = socket.recv(|bytes| {
             let used = service.receive(connection, bytes, output);
-            if used < bytes.len() && !output.is_full() && !output.is_closing() {
+            if used < bytes.len() && !stops(output) {
                 // The rest of a message is missing: it waits here, so that the socket has room for it.
                 input.extend_from_slice(&bytes[used..]);
+                *wants_more = true;
                 (bytes.len(), bytes.len())
             } else {
                 (used, used)
             }
         });
         taken += used.unwrap_or(0);
+    } else if !input.is_empty() {
+        // Twice at most: what has come may wrap around the end of the socket's buffer.
+        while socket.can_recv() && input.len() < S::INPUT_MAX {
+            let more = socket.recv(|bytes| {
+                let bytes = &bytes[..bytes.len().min(S::INPUT_MAX - input.len())];
+                input.extend_from_slice(bytes);
+                (bytes.len(), bytes.len())
+            });
+            taken += more.unwrap_or(0);
+        }
+        if taken > 0 || !*wants_more {
+            let used = service.receive(connection, input, output);
+            input.drain(..used);
+            if input.is_empty() {
+                // A single long message shall not hold its memory for ever.
+                input.shrink_to(Output::FULL);
+            }
+            taken += used;
+            *wants_more = !stops(output);
+        }
+        if *wants_more && input.len() >= S::INPUT_MAX {
+            // For the rest of a message that is too long.
+            socket.abort();
+        }
     }
-    if !*ended && !socket.may_recv() && !output.is_closing() && !output.is_full() {
+    if !*ended && !socket.may_recv() && !stops(output) {
         *ended = true;
         service.end(connection, output);
         taken += 1;
     }
-    if !output.is_closing() && !output.is_full() {
+    if !stops(output) {
         service.fill(connection, output);
     }
     taken > 0 || output.waiting().len() != before

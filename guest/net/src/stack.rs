@@ -98,9 +98,10 @@ impl Net {
         }
     }
 
-    /// Takes in what has come, one packet at a time; after each packet, `after_packet` may look at the sockets.
+    /// Takes in what has come, one packet at a time. After one that may have taken a listening socket, `connected`
+    /// may see to the sockets.
     /// How many there were.
-    pub(crate) fn take_in(&mut self, mut after_packet: impl FnMut(&mut SocketSet<'static>)) -> usize {
+    pub(crate) fn take_in(&mut self, mut connected: impl FnMut(&mut SocketSet<'static>)) -> usize {
         let now = now();
         let mut packets = 0;
         loop {
@@ -108,7 +109,9 @@ impl Net {
                 PollIngressSingleResult::None => break,
                 PollIngressSingleResult::PacketProcessed | PollIngressSingleResult::SocketStateChanged => {
                     packets += 1;
-                    after_packet(&mut self.sockets);
+                    if core::mem::take(&mut self.nic.receiver.connecting) {
+                        connected(&mut self.sockets);
+                    }
                 }
             }
         }

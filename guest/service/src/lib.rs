@@ -72,8 +72,10 @@ impl Output {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Where to append, for whoever wants more than [`write`](Self::write).
+    /// What has not been taken yet, for whoever appends in other ways than [`write`](Self::write).
     pub fn buffer(&mut self) -> &mut Vec<u8> {
+        self.bytes.drain(..self.start);
+        self.start = 0;
         &mut self.bytes
     }
 

@@ -29,7 +29,7 @@ fn message_hello(role: Role, generation: u64) -> Message {
 }
 
 fn ack(received: u64, executed: u64, executed_stamp: u64) -> primary::Input {
-    primary::Input::Received(Message::Ack { received, executed, executed_stamp })
+    primary::Input::Received(Message::Ack { received, executed, executed_stamp, received_stamp: 0 })
 }
 
 fn beta_holds_2() -> Claim {

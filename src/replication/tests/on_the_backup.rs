@@ -11,15 +11,20 @@ fn on(backup: &mut Backup, now_ms: u64, input: Input) -> Vec<backup::Action> {
 }
 
 fn entries(first: u64, count: u32, stamp: u64) -> Input {
-    Input::Received(Message::Entries { first, count, bytes: 9, stamp })
+    Input::Received(Message::Entries { first, count, bytes: 9, stamp, released: 0 })
+}
+
+/// A heartbeat of the primary, sent at `stamp`, that says how far it has let outputs go.
+fn beat(stamp: u64, released: u64) -> Input {
+    Input::Received(Message::Heartbeat { stamp, guest_clock_ns: 0, released })
 }
 
 fn heartbeat(now_ms: u64) -> backup::Action {
-    Send(Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0 })
+    Send(Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0, released: 0 })
 }
 
-fn acked(received: u64, executed: u64, executed_stamp: u64) -> backup::Action {
-    Send(Message::Ack { received, executed, executed_stamp })
+fn acked(received: u64, executed: u64, executed_stamp: u64, received_stamp: u64) -> backup::Action {
+    Send(Message::Ack { received, executed, executed_stamp, received_stamp })
 }
 
 /// Up to where it stands at the boot, at 0 ms.
@@ -44,13 +49,36 @@ fn following() -> Backup {
 fn what_is_received_is_given_to_the_vcpu_and_acknowledged_at_once() {
     let mut backup = following();
     let replay = Replay { first: 0, count: 3, stamp: 70 };
-    assert_eq!(on(&mut backup, 1, entries(0, 3, 70)), [replay, acked(3, 0, 0)]);
+    assert_eq!(on(&mut backup, 1, entries(0, 3, 70)), [replay, acked(3, 0, 0, 70)]);
     let at = Instant::new(1, 2);
-    let horizon = Input::Received(Message::Horizon { entries: 3, at, stamp: 80 });
+    let horizon = Input::Received(Message::Horizon { entries: 3, at, stamp: 80, released: 0 });
     assert_eq!(on(&mut backup, 1, horizon), [RunTo { entries: 3, at, stamp: 80 }]);
     assert_eq!(on(&mut backup, 2, Input::Executed { entries: 3, stamp: 80 }), []);
-    assert_eq!(on(&mut backup, 20, Input::Tick), [heartbeat(20), acked(3, 3, 80)], "told with the heartbeat");
+    assert_eq!(on(&mut backup, 20, Input::Tick), [heartbeat(20), acked(3, 3, 80, 80)], "told with the heartbeat");
     assert_eq!(on(&mut backup, 40, Input::Tick), [heartbeat(40)], "and once");
+}
+
+#[test]
+fn a_heartbeat_is_answered_at_once_with_what_was_received() {
+    let mut backup = following();
+    on(&mut backup, 1, entries(0, 3, 70));
+    assert_eq!(on(&mut backup, 2, beat(90, 0)), [acked(3, 0, 0, 90)]);
+    let mut backup = ready();
+    assert_eq!(on(&mut backup, 2, beat(90, 0)), [], "nothing is acknowledged before the guest runs");
+}
+
+#[test]
+fn what_has_left_the_primary_is_passed_on_when_it_grows_and_never_above_what_was_acknowledged() {
+    let mut backup = following();
+    on(&mut backup, 1, entries(0, 3, 70));
+    assert_eq!(on(&mut backup, 2, beat(80, 2)), [Left { below: 2 }, acked(3, 0, 0, 80)]);
+    assert_eq!(on(&mut backup, 3, beat(90, 2)), [acked(3, 0, 0, 90)]);
+    let more = Message::Entries { first: 3, count: 2, bytes: 9, stamp: 95, released: 3 };
+    let replayed = on(&mut backup, 3, Input::Received(more));
+    assert_eq!(replayed, [Left { below: 3 }, Replay { first: 3, count: 2, stamp: 95 }, acked(5, 0, 0, 95)]);
+    let released = Violation::Released { released: 6, acknowledged: 5 };
+    let given_up = [Disconnect, Suspect(Suspicion::Violation(released)), Ask(CLAIM_2)];
+    assert_eq!(on(&mut backup, 4, beat(99, 6)), given_up);
 }
 
 #[test]

@@ -10,12 +10,15 @@ fn on(primary: &mut Primary, now_ms: u64, input: Input) -> Vec<primary::Action> 
     out
 }
 
+/// The lease of a primary that has no backup to fear.
+const FOREVER: primary::Action = Lease { until_ns: u64::MAX };
+
 fn heartbeat(now_ms: u64) -> primary::Action {
-    Send(Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0 })
+    Send(Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0, released: 0 })
 }
 
 fn entries(first: u64, count: u32, bytes: u32, stamp: u64) -> primary::Action {
-    Send(Message::Entries { first, count, bytes, stamp })
+    Send(Message::Entries { first, count, bytes, stamp, released: 0 })
 }
 
 /// Up to the guest's start, at 0 ms.
@@ -36,6 +39,12 @@ fn protected_with(settings: Settings) -> Primary {
 
 fn protected() -> Primary {
     protected_with(Settings::default())
+}
+
+/// An acknowledgement of entries, all executed, that says what was the newest thing received.
+fn heard(received: u64, received_stamp: u64) -> Input {
+    let executed_stamp = received * MS;
+    Input::Received(Message::Ack { received, executed: received, executed_stamp, received_stamp })
 }
 
 fn append(primary: &mut Primary, now_ms: u64, entries: u32, bytes: u32) -> Vec<primary::Action> {
@@ -59,7 +68,7 @@ fn a_horizon_goes_out_unless_entries_have_overtaken_it() {
     append(&mut primary, 1, 2, 20);
     let at = Instant::new(5, 70);
     let sent = on(&mut primary, 2, Input::Horizon { entries: 2, at });
-    assert_eq!(sent, [Send(Message::Horizon { entries: 2, at, stamp: 2 * MS })]);
+    assert_eq!(sent, [Send(Message::Horizon { entries: 2, at, stamp: 2 * MS, released: 0 })]);
     assert_eq!(on(&mut primary, 2, Input::Horizon { entries: 1, at }), []);
 }
 
@@ -71,7 +80,7 @@ fn a_closed_connection_asks_the_arbiter_and_releases_when_it_is_won() {
     assert_eq!(suspected, [Hold, Suspect(Suspicion::Closed), Ask(CLAIM_2)]);
     assert_eq!(on(&mut primary, 2, ack(2, 0, 0)), [], "too late");
     assert_eq!(append(&mut primary, 3, 1, 10), [], "nobody to send to");
-    assert_eq!(on(&mut primary, 4, Input::Arbiter(Answer::Won)), [Release { below: u64::MAX }]);
+    assert_eq!(on(&mut primary, 4, Input::Arbiter(Answer::Won)), [FOREVER, Release { below: u64::MAX }]);
     assert_eq!((primary.state(), primary.generation()), (&State::Unprotected, 2));
     assert_eq!(append(&mut primary, 5, 1, 10), []);
     assert_eq!((primary.appended(), primary.next_deadline()), (4, None));
@@ -104,7 +113,7 @@ fn a_primary_that_slept_gives_up_before_it_looks_at_what_waited_for_it() {
     let mut primary = protected();
     append(&mut primary, 1, 2, 20);
     let silence = Suspicion::Silence { silence_ns: 200 * MS };
-    assert_eq!(on(&mut primary, 200, ack(2, 0, 0)), [Disconnect, Hold, Suspect(silence), Ask(CLAIM_2)]);
+    assert_eq!(on(&mut primary, 200, ack(2, 0, 0)), [Hold, Disconnect, Suspect(silence), Ask(CLAIM_2)]);
     let mut primary = protected();
     append(&mut primary, 1, 2, 20);
     assert_eq!(on(&mut primary, 199, ack(2, 0, 0))[0], Release { below: 2 }, "a nap");
@@ -115,8 +124,8 @@ fn heartbeats_go_out_and_count_and_set_the_deadlines() {
     let mut primary = protected();
     assert_eq!(primary.next_deadline(), Some(20 * MS));
     let beat = on(&mut primary, 20, Input::Tick { guest_clock_ns: 7 });
-    assert_eq!(beat, [Send(Message::Heartbeat { stamp: 20 * MS, guest_clock_ns: 7 })]);
-    let heard = Input::Received(Message::Heartbeat { stamp: 1, guest_clock_ns: 0 });
+    assert_eq!(beat, [Send(Message::Heartbeat { stamp: 20 * MS, guest_clock_ns: 7, released: 0 })]);
+    let heard = Input::Received(Message::Heartbeat { stamp: 1, guest_clock_ns: 0, released: 0 });
     assert_eq!(on(&mut primary, 30, heard), []);
     assert_eq!((primary.heartbeats(), primary.heard_at()), (1, Some(30 * MS)));
     on(&mut primary, 229, Input::Heard);
@@ -150,7 +159,7 @@ fn a_backup_that_falls_behind_slows_the_guest_and_its_death_ends_that() {
     assert!(primary.slow_down_per_mille() > 0);
     on(&mut primary, 1000, Input::Disconnected);
     let alone = on(&mut primary, 1001, Input::Arbiter(Answer::Won));
-    assert_eq!(alone, [Release { below: u64::MAX }, SlowDown { per_mille: 0 }]);
+    assert_eq!(alone, [FOREVER, Release { below: u64::MAX }, SlowDown { per_mille: 0 }]);
 }
 
 #[test]
@@ -159,8 +168,69 @@ fn the_goodbye_comes_after_the_last_output_has_left() {
     append(&mut primary, 1, 2, 20);
     assert_eq!(on(&mut primary, 2, Input::GuestEnded), []);
     let goodbye = Send(Message::Goodbye(Goodbye::Ended { entries: 2 }));
-    let ended = on(&mut primary, 3, ack(2, 0, 0));
-    assert_eq!(ended, [Release { below: 2 }, goodbye, Disconnect, Stop(StopReason::Ended)]);
+    assert_eq!(on(&mut primary, 3, ack(2, 0, 0)), [Release { below: 2 }]);
+    assert_eq!(on(&mut primary, 3, Input::Left { below: 1 }), [], "one waits yet");
+    let ended = on(&mut primary, 3, Input::Left { below: 2 });
+    assert_eq!(ended, [FOREVER, goodbye, Disconnect, Stop(StopReason::Ended)]);
+}
+
+#[test]
+fn a_network_that_takes_nothing_keeps_no_guest_from_ending() {
+    let mut primary = protected();
+    append(&mut primary, 1, 2, 20);
+    on(&mut primary, 2, Input::GuestEnded);
+    on(&mut primary, 3, ack(2, 0, 0));
+    on(&mut primary, 150, ack(2, 0, 0));
+    assert_eq!(primary.state(), &State::Protected);
+    on(&mut primary, 203, ack(2, 0, 0));
+    assert_eq!(primary.state(), &State::Stopped(StopReason::Ended));
+}
+
+#[test]
+fn what_has_left_is_told_but_for_the_newest_entry_whose_output_may_not_be_queued() {
+    let told = |actions: &[primary::Action]| match actions {
+        [Send(Message::Entries { released, .. } | Message::Horizon { released, .. }), ..] => *released,
+        other => panic!("{other:?}"),
+    };
+    let mut primary = protected();
+    append(&mut primary, 1, 3, 30);
+    on(&mut primary, 2, ack(2, 0, 0));
+    on(&mut primary, 2, Input::Left { below: u64::MAX });
+    assert_eq!(told(&append(&mut primary, 2, 1, 10)), 2, "no more than is acknowledged");
+    on(&mut primary, 3, ack(4, 0, 0));
+    let at = Instant::new(1, 1);
+    assert_eq!(told(&on(&mut primary, 3, Input::Horizon { entries: 4, at })), 3, "the vCPU may not have queued it yet");
+    assert_eq!(told(&append(&mut primary, 4, 1, 10)), 4);
+    let mut primary = protected();
+    append(&mut primary, 1, 3, 30);
+    on(&mut primary, 2, ack(3, 0, 0));
+    on(&mut primary, 2, Input::Left { below: 1 });
+    assert_eq!(told(&append(&mut primary, 3, 1, 10)), 1, "released is not left");
+}
+
+#[test]
+fn the_lease_runs_from_the_sending_of_what_the_backup_has_received() {
+    let mut primary = protected();
+    append(&mut primary, 1, 1, 10);
+    append(&mut primary, 2, 1, 10);
+    let lease = |ms: u64| Lease { until_ns: ms * MS };
+    assert_eq!(on(&mut primary, 3, heard(1, MS)), [lease(181), Release { below: 1 }]);
+    assert_eq!(on(&mut primary, 4, heard(2, 2 * MS)), [lease(182), Release { below: 2 }]);
+    assert_eq!(on(&mut primary, 5, heard(2, 2 * MS)), [], "an acknowledgement of nothing new says nothing new");
+    on(&mut primary, 30, Input::Tick { guest_clock_ns: 0 });
+    assert_eq!(on(&mut primary, 33, heard(2, 30 * MS)), [lease(210)], "a heartbeat was received");
+}
+
+#[test]
+fn a_lapsed_lease_stalls_the_vcpu_and_the_next_one_releases_again() {
+    let mut primary = protected();
+    append(&mut primary, 1, 1, 10);
+    on(&mut primary, 20, heard(1, MS));
+    on(&mut primary, 40, Input::Tick { guest_clock_ns: 0 });
+    on(&mut primary, 180, heard(1, MS));
+    assert_eq!(on(&mut primary, 181, heard(1, MS)), [Release { below: 1 }, Stall], "nothing new, and it has run out");
+    let renewed = on(&mut primary, 190, heard(1, 40 * MS));
+    assert_eq!(renewed, [Lease { until_ns: 220 * MS }, Release { below: 1 }, Resume]);
 }
 
 #[test]
@@ -170,7 +240,7 @@ fn a_guest_that_ends_without_its_backup_ends_by_the_arbiter() {
     on(&mut primary, 2, Input::GuestEnded);
     assert_eq!(on(&mut primary, 3, Input::Disconnected), [Hold, Suspect(Suspicion::Closed), Ask(CLAIM_2)]);
     let ended = on(&mut primary, 4, Input::Arbiter(Answer::Won));
-    assert_eq!(ended, [Release { below: u64::MAX }, Stop(StopReason::Ended)]);
+    assert_eq!(ended, [FOREVER, Release { below: u64::MAX }, Stop(StopReason::Ended)]);
 }
 
 #[test]
@@ -178,18 +248,23 @@ fn a_diverged_backup_is_given_up() {
     let mut primary = protected();
     let text: Box<str> = "rax".into();
     let diverged = on(&mut primary, 1, Input::Received(Message::Diverged { entry: 4, text: text.clone() }));
-    assert_eq!(diverged, [Disconnect, Hold, Suspect(Suspicion::Diverged { entry: 4, text }), Ask(CLAIM_2)]);
+    assert_eq!(diverged, [Hold, Disconnect, Suspect(Suspicion::Diverged { entry: 4, text }), Ask(CLAIM_2)]);
 }
 
 #[test]
 fn acknowledgements_that_cannot_be_are_not_believed() {
-    for (received, executed, stamp) in [(3, 0, 0), (2, 3, 0), (0, 0, 0), (2, 1, u64::MAX)] {
+    let never = u64::MAX;
+    for (received, executed, executed_stamp, received_stamp) in
+        [(3, 0, 0, MS), (2, 3, 0, MS), (0, 0, 0, MS), (2, 1, never, MS), (2, 1, 0, 0), (2, 1, MS, 2 * MS + 1)]
+    {
         let mut primary = protected();
-        append(&mut primary, 1, 2, 20);
-        on(&mut primary, 1, ack(1, 1, 0));
+        append(&mut primary, 1, 1, 10);
+        append(&mut primary, 2, 1, 10);
+        on(&mut primary, 1, heard(1, MS));
         let violation = Suspicion::Violation(Violation::Acknowledged { received, appended: 2 });
-        let given_up = [Disconnect, Hold, Suspect(violation), Ask(CLAIM_2)];
-        assert_eq!(on(&mut primary, 2, ack(received, executed, stamp)), given_up);
+        let given_up = [Hold, Disconnect, Suspect(violation), Ask(CLAIM_2)];
+        let ack = Message::Ack { received, executed, executed_stamp, received_stamp };
+        assert_eq!(on(&mut primary, 2, Input::Received(ack)), given_up);
     }
 }
 
@@ -216,7 +291,7 @@ fn started_alone_it_claims_and_runs_and_refuses_a_backup() {
     assert_eq!(on(&mut primary, 0, Input::Start), [Ask(Question::Read)]);
     on(&mut primary, 0, Input::Arbiter(Answer::Holds(None)));
     let won = on(&mut primary, 0, Input::Arbiter(Answer::Won));
-    assert_eq!(won, [StartGuest, Release { below: u64::MAX }]);
+    assert_eq!(won, [StartGuest, FOREVER, Release { below: u64::MAX }]);
     on(&mut primary, 1, Input::Connected);
     let refused = on(&mut primary, 1, Input::Received(message_hello(Role::Backup, 0)));
     assert_eq!(refused, [Send(Message::Refuse(Box::new(Refusal::Unprotected))), Disconnect]);
@@ -233,7 +308,7 @@ fn a_backup_that_does_not_fit_is_told_why() {
     };
     let wanted = |ours: &str, theirs: &str| Wanted { ours: ours.into(), theirs: theirs.into() };
     let cases = [
-        (Message::OtherVersion { version: 9 }, Refusal::Version { ours: 1, theirs: 9 }),
+        (Message::OtherVersion { version: 9 }, Refusal::Version { ours: 2, theirs: 9 }),
         (other(|hello| hello.role = Role::Primary), Refusal::Role(Role::Primary)),
         (other(|hello| hello.vm = "wm".into()), Refusal::Vm(wanted("vm", "wm"))),
         (other(|hello| hello.cpu = "pcu".into()), Refusal::Cpu(wanted("cpu", "pcu"))),

@@ -39,27 +39,30 @@ fn refusal() -> impl Strategy<Value = Refusal> {
 fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         hello().prop_map(|hello| Message::Hello(Box::new(hello))),
-        (2..u32::MAX).prop_map(|version| Message::OtherVersion { version }),
+        (3..u32::MAX).prop_map(|version| Message::OtherVersion { version }),
         any::<u64>().prop_map(|generation| Message::Welcome { generation }),
         refusal().prop_map(|refusal| Message::Refuse(Box::new(refusal))),
         Just(Message::Boot),
-        (any::<u32>(), 1..u32::MAX, any::<u64>()).prop_map(|(first, count, stamp)| Message::Entries {
-            first: first.into(),
-            count,
-            bytes: 4,
-            stamp
+        (any::<u32>(), 1..u32::MAX, any::<[u64; 2]>()).prop_map(|(first, count, [stamp, released])| {
+            Message::Entries { first: first.into(), count, bytes: 4, stamp, released }
         }),
-        any::<[u64; 4]>().prop_map(|[entries, exits, polls, stamp]| Message::Horizon {
+        any::<[u64; 5]>().prop_map(|[entries, exits, polls, stamp, released]| Message::Horizon {
             entries,
             at: Instant { exits, polls },
-            stamp
+            stamp,
+            released
         }),
-        any::<[u64; 3]>().prop_map(|[received, executed, executed_stamp]| Message::Ack {
+        any::<[u64; 4]>().prop_map(|[received, executed, executed_stamp, received_stamp]| Message::Ack {
             received,
             executed,
-            executed_stamp
+            executed_stamp,
+            received_stamp
         }),
-        any::<[u64; 2]>().prop_map(|[stamp, guest_clock_ns]| Message::Heartbeat { stamp, guest_clock_ns }),
+        any::<[u64; 3]>().prop_map(|[stamp, guest_clock_ns, released]| Message::Heartbeat {
+            stamp,
+            guest_clock_ns,
+            released
+        }),
         (any::<u64>(), ".{0,200}").prop_map(|(entry, text)| Message::Diverged { entry, text: text.into() }),
         any::<u64>().prop_map(|entries| Message::Goodbye(Goodbye::Ended { entries })),
         Just(Message::Goodbye(Goodbye::Operator)),
@@ -116,7 +119,7 @@ fn a_hello_with_a_name_that_is_none_is_refused() {
     let head = Message::Hello(Box::new(hello)).encode(&mut payload);
     assert!(matches!(Message::decode(head, &payload), Err(MessageError::Name(_))));
     let claims_a_gigabyte = [0, 0xfc, 0xff, 0xff, 0xff, 0x3f];
-    let decoded = Message::decode(Head { kind: Kind::Hello, number: 1, count: 0 }, &claims_a_gigabyte);
+    let decoded = Message::decode(Head { kind: Kind::Hello, number: VERSION.into(), count: 0 }, &claims_a_gigabyte);
     let Err(MessageError::Payload { source, .. }) = decoded else { panic!("{decoded:?}") };
     assert!(matches!(source, bincode::error::DecodeError::LimitExceeded), "{source:?}");
 }

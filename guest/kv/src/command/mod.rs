@@ -1,9 +1,16 @@
 //! The commands: finding one by its name, the checks that all have in common, carrying it out.
 
 mod catalogue;
+mod clients;
+mod hashes;
+mod keys;
+mod lists;
+mod scan;
 mod server;
+mod sets;
 mod strings;
 mod transactions;
+mod zsets;
 
 use crate::bytes;
 use crate::client::Client;
@@ -51,6 +58,30 @@ impl Call<'_, '_> {
         }
     }
 
+    /// An error reply with the client's own words in it, kept to one line.
+    pub(crate) fn say(&mut self, before: &str, words: &[u8], behind: &str) -> Refusal {
+        let mut text = alloc::format!("-ERR {before}").into_bytes();
+        text.extend(words.iter().take(128).map(|&byte| one_line(byte)));
+        text.extend_from_slice(behind.as_bytes());
+        text.extend_from_slice(b"\r\n");
+        self.out.raw(&text);
+        Refusal::Said
+    }
+
+    pub(crate) fn unknown_subcommand(&mut self, command: &str) -> Refusal {
+        let behind = alloc::format!("'. Try {command} HELP.");
+        self.say("unknown subcommand '", self.args.at(1), &behind)
+    }
+
+    /// The lines of a `HELP` subcommand.
+    pub(crate) fn help(&mut self, lines: &[&str]) -> Outcome {
+        self.out.array(lines.len());
+        for line in lines {
+            self.out.simple(line);
+        }
+        Ok(())
+    }
+
     pub(crate) fn arity(&self) -> Refusal {
         Refusal::Arity(self.name)
     }
@@ -71,6 +102,7 @@ pub(crate) fn execute(store: &mut Store, client: &mut Client, args: Args<'_>, ou
             } else if client.queue.is_some() && !command.is(catalogue::IMMEDIATE) {
                 transactions::enqueue(store, client, number, args, out)
             } else {
+                client.last_command = command.name;
                 let mut call = Call { store, client, args, out, now_ms, name: command.name };
                 let outcome = (command.run)(&mut call);
                 if let Err(refusal) = outcome {
@@ -101,13 +133,17 @@ pub(crate) fn check_memory(store: &Store, command: &Command, args: Args<'_>) -> 
     store.room_for(args.total_bytes() + args.len() * ELEMENT_BYTES)
 }
 
+/// A reply's line must not end early.
+fn one_line(byte: u8) -> u8 {
+    if matches!(byte, b'\r' | b'\n') { b' ' } else { byte }
+}
+
 #[cold]
 fn unknown(args: Args<'_>, out: &mut Reply<'_>) -> Outcome {
     let mut text = alloc::vec::Vec::new();
     text.extend_from_slice(b"-ERR unknown command '");
     let shown = |arg: &[u8], most: usize, text: &mut alloc::vec::Vec<u8>| {
-        // A reply is one line.
-        text.extend(arg.iter().take(most).map(|&byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte }));
+        text.extend(arg.iter().take(most).map(|&byte| one_line(byte)));
     };
     shown(args.at(0), 128, &mut text);
     text.extend_from_slice(b"', with args beginning with: ");

@@ -1,0 +1,362 @@
+//! Whatever is asked, the answers are Redis' own: the same requests go to Debian's `redis-server`.
+
+mod support;
+
+use std::io::BufReader;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use lockstep_kv::{Connection, Next, Settings, Store};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use support::{Redis, Reply, now_ms, request};
+
+/// Requests to be filled in: `k` key, `m` member or field, `s` string, `i` whole number, `f` floating point number,
+/// `x` index, `t` time, `b` bound of scores, `l` bound of texts, `p` pattern, `(…)*` one to three times, `A|B` one of them or nothing.
+const TEMPLATES: &[&str] = &[
+    "GET k",
+    "SET k s",
+    "SET k i",
+    "SET k s NX|XX GET|KEEPTTL",
+    "SET k s EXAT|PXAT t",
+    "SET k s NX|XX GET PXAT t",
+    "SETNX k s",
+    "GETSET k s",
+    "GETEX k",
+    "GETEX k PERSIST",
+    "GETEX k PXAT t",
+    "GETDEL k",
+    "APPEND k s",
+    "STRLEN k",
+    "GETRANGE k x x",
+    "SETRANGE k x s",
+    "INCR k",
+    "DECR k",
+    "INCRBY k i",
+    "DECRBY k i",
+    "INCRBYFLOAT k f",
+    "MGET (k)*",
+    "MSET (k s)*",
+    "MSETNX (k s)*",
+    "SETEX k i s",
+    "PSETEX k i s",
+    "DEL (k)*",
+    "UNLINK k",
+    "EXISTS (k)*",
+    "TOUCH (k)*",
+    "TYPE k",
+    "EXPIREAT k t NX|XX|GT|LT",
+    "PEXPIREAT k t NX|XX|GT|LT XX|GT|LT",
+    "EXPIRE k -1",
+    "EXPIRE k x NX|bad",
+    "PEXPIRE k 9223372036854775807",
+    "EXPIRETIME k",
+    "PEXPIRETIME k",
+    "PERSIST k",
+    "RENAME k k",
+    "RENAMENX k k",
+    "COPY k k REPLACE",
+    "KEYS p",
+    "DBSIZE",
+    "SCAN 0 COUNT 1000 MATCH p",
+    "SCAN 0 COUNT x",
+    "SCAN x TYPE|COUNT",
+    "FLUSHALL ASYNC|SYNC|bad",
+    "LPUSH k (s)*",
+    "RPUSH k (m)*",
+    "LPUSHX k s",
+    "RPUSHX k (s)*",
+    "LPOP k",
+    "RPOP k",
+    "LPOP k x",
+    "RPOP k x",
+    "LLEN k",
+    "LRANGE k x x",
+    "LINDEX k x",
+    "LSET k x s",
+    "LINSERT k BEFORE|AFTER m s",
+    "LREM k x m",
+    "LTRIM k x x",
+    "LPOS k m",
+    "LPOS k m RANK x",
+    "LPOS k m COUNT x MAXLEN|RANK x",
+    "RPOPLPUSH k k",
+    "LMOVE k k LEFT|RIGHT LEFT|RIGHT",
+    "HSET k (m s)*",
+    "HSET k m i",
+    "HMSET k (m s)*",
+    "HSETNX k m s",
+    "HGET k m",
+    "HMGET k (m)*",
+    "HDEL k (m)*",
+    "HLEN k",
+    "HEXISTS k m",
+    "HSTRLEN k m",
+    "HGETALL k",
+    "HKEYS k",
+    "HVALS k",
+    "HINCRBY k m i",
+    "HINCRBYFLOAT k m f",
+    "HRANDFIELD k 1000",
+    "HRANDFIELD k 1000 WITHVALUES",
+    "HSCAN k 0 COUNT 1000 MATCH p",
+    "SADD k (m)*",
+    "SREM k (m)*",
+    "SCARD k",
+    "SISMEMBER k m",
+    "SMISMEMBER k (m)*",
+    "SMEMBERS k",
+    "SMOVE k k m",
+    "SPOP k 1000",
+    "SRANDMEMBER k 1000",
+    "SUNION (k)*",
+    "SINTER (k)*",
+    "SDIFF (k)*",
+    "SUNIONSTORE k (k)*",
+    "SINTERSTORE k (k)*",
+    "SDIFFSTORE k (k)*",
+    "SINTERCARD 1 k",
+    "SINTERCARD 2 k k LIMIT x",
+    "SINTERCARD x k",
+    "SSCAN k 0 COUNT 1000",
+    "ZADD k (f m)*",
+    "ZADD k NX|XX GT|LT CH|INCR f m",
+    "ZADD k NX|XX CH f m",
+    "ZADD k GT|LT CH (f m)*",
+    "ZADD k INCR f m",
+    "ZINCRBY k f m",
+    "ZREM k (m)*",
+    "ZCARD k",
+    "ZSCORE k m",
+    "ZMSCORE k (m)*",
+    "ZRANK k m",
+    "ZREVRANK k m",
+    "ZCOUNT k b b",
+    "ZLEXCOUNT k l l",
+    "ZRANGE k x x WITHSCORES",
+    "ZRANGE k x x REV WITHSCORES",
+    "ZRANGE k b b BYSCORE WITHSCORES",
+    "ZRANGE k b b BYSCORE REV LIMIT x x",
+    "ZRANGE k l l BYLEX",
+    "ZRANGE k l l BYLEX REV LIMIT x x",
+    "ZRANGE k x x LIMIT x x",
+    "ZRANGE k l l BYLEX WITHSCORES",
+    "ZREVRANGE k x x WITHSCORES",
+    "ZRANGEBYSCORE k b b WITHSCORES",
+    "ZRANGEBYSCORE k b b LIMIT x x",
+    "ZREVRANGEBYSCORE k b b WITHSCORES LIMIT x x",
+    "ZRANGEBYLEX k l l",
+    "ZREVRANGEBYLEX k l l LIMIT x x",
+    "ZREMRANGEBYRANK k x x",
+    "ZREMRANGEBYSCORE k b b",
+    "ZREMRANGEBYLEX k l l",
+    "ZPOPMIN k",
+    "ZPOPMAX k",
+    "ZPOPMIN k x",
+    "ZPOPMAX k x",
+    "ZRANDMEMBER k 1000 WITHSCORES",
+    "ZSCAN k 0 COUNT 1000",
+    "MULTI",
+    "EXEC",
+    "EXEC",
+    "DISCARD",
+    "WATCH (k)*",
+    "UNWATCH",
+    "PING",
+    "PING s",
+    "PING s s",
+    "ECHO s",
+    "SELECT 0",
+    "SELECT x",
+    "NOSUCH s s",
+    "OBJECT bad k",
+    "CONFIG bad",
+    "CONFIG GET save",
+    "CONFIG GET append*y",
+    "CLIENT GETNAME",
+    "CLIENT SETNAME m",
+    "CLIENT bad",
+    "HELLO 4",
+    "HELLO 3x",
+    "COMMAND GETKEYS MSET k s k s",
+    "OBJECT REFCOUNT k",
+];
+
+/// Replies to these come in no particular order; the number says how many belong together.
+fn unordered(command: &[u8]) -> Option<usize> {
+    match command {
+        b"KEYS" | b"HKEYS" | b"HVALS" | b"SMEMBERS" | b"SPOP" | b"SRANDMEMBER" | b"SUNION" | b"SINTER" | b"SDIFF"
+        | b"CONFIG" => Some(1),
+        b"HGETALL" => Some(2),
+        _ => None,
+    }
+}
+
+fn sorted(reply: Reply, together: usize) -> Reply {
+    match reply {
+        Reply::Array(Some(items)) => {
+            let mut groups: Vec<Vec<Reply>> = items.chunks(together).map(<[Reply]>::to_vec).collect();
+            groups.sort();
+            Reply::Array(Some(groups.concat()))
+        }
+        other => other,
+    }
+}
+
+/// The reply with everything in order that has none of its own.
+fn in_order(args: &[Vec<u8>], reply: Reply) -> Reply {
+    match args[0].as_slice() {
+        b"SCAN" | b"SSCAN" => scan_in_order(reply, 1),
+        b"HSCAN" | b"ZSCAN" => scan_in_order(reply, 2),
+        b"HRANDFIELD" | b"ZRANDMEMBER" => sorted(reply, if args.len() == 4 { 2 } else { 1 }),
+        command => unordered(command).map_or(reply.clone(), |together| sorted(reply, together)),
+    }
+}
+
+fn scan_in_order(reply: Reply, together: usize) -> Reply {
+    match reply {
+        Reply::Array(Some(parts)) => match <[Reply; 2]>::try_from(parts) {
+            Ok([cursor, items]) => Reply::Array(Some(vec![cursor, sorted(items, together)])),
+            Err(parts) => Reply::Array(Some(parts)),
+        },
+        other => other,
+    }
+}
+
+/// Fills a template in, with numbers that stand for choices.
+fn fill(template: &str, choices: &mut impl Iterator<Item = usize>) -> Vec<Vec<u8>> {
+    let mut args: Vec<Vec<u8>> = Vec::new();
+    let mut tokens = template.split(' ');
+    while let Some(token) = tokens.next() {
+        if let Some(first) = token.strip_prefix('(') {
+            let mut group = vec![first];
+            while !group.last().unwrap().ends_with(")*") {
+                group.push(tokens.next().unwrap());
+            }
+            for _ in 0..=choices.next().unwrap() % 3 {
+                for token in &group {
+                    args.extend(word(token.trim_end_matches(")*"), choices));
+                }
+            }
+        } else {
+            args.extend(word(token, choices));
+        }
+    }
+    args
+}
+
+fn word(token: &str, choices: &mut impl Iterator<Item = usize>) -> Option<Vec<u8>> {
+    let choice = choices.next().unwrap();
+    let one_of = |words: &[&str]| Some(words[choice % words.len()].as_bytes().to_vec());
+    match token {
+        "k" => one_of(&["a", "b", "c", "d", "a key that takes more than twenty-four bytes"]),
+        "m" => one_of(&["x", "y", "z", "", "10", "w", "a member that takes more than twenty-four bytes", "0.5"]),
+        "s" => one_of(&[
+            "1",
+            "hello",
+            "",
+            "-7",
+            "3.25",
+            "a\r\nb",
+            "a text that takes more than twenty-four bytes",
+            "x",
+            "9223372036854775807",
+        ]),
+        "i" => one_of(&["1", "-1", "0", "100", "9223372036854775807", "-9223372036854775808", "01", "1.5", "x"]),
+        "f" => one_of(&["1", "0.5", "-2", "1e3", "0", "100.25", "inf", "-inf", "nan", "x", "3"]),
+        "x" => one_of(&["0", "1", "-1", "2", "-2", "3", "-100", "100", "x"]),
+        "t" => one_of(&["9000000000000", "8000000000", "8000000001", "1", "0", "-5", "9223372036854775807"]),
+        "b" => one_of(&["-inf", "+inf", "0", "(1", "3", "(0.5", "-2", "(x", "1000"]),
+        "l" => one_of(&["-", "+", "[x", "(x", "[10", "(w", "x", "["]),
+        "p" => one_of(&["*", "a*", "[a-c]", "?", "\\a", "x", "[^a]", "*y*"]),
+        _ if token.contains('|') => {
+            let words: Vec<&str> = token.split('|').collect();
+            (choice % 2 == 0).then(|| words[choice / 2 % words.len()].as_bytes().to_vec())
+        }
+        literal => Some(literal.as_bytes().to_vec()),
+    }
+}
+
+/// One request: its client, its template, the choices in it, and how many arguments to leave out by mistake.
+fn requests() -> impl Strategy<Value = Vec<(usize, Vec<Vec<u8>>)>> {
+    let one = (0..8usize, 0..TEMPLATES.len(), prop::collection::vec(0..720usize, 16), 0..40usize);
+    let filled = one.prop_map(|(client, template, choices, mistake)| {
+        let mut args = fill(TEMPLATES[template], &mut choices.into_iter().cycle());
+        if mistake == 0 && args.len() > 1 {
+            args.pop();
+        } else if mistake == 1 {
+            args.push(b"more".to_vec());
+        }
+        (client / 7, args)
+    });
+    prop::collection::vec(filled, 1..120)
+}
+
+/// Both servers, with two clients each.
+struct Pair {
+    redis: [BufReader<UnixStream>; 2],
+    store: Store,
+    ours: [Connection; 2],
+}
+
+impl Pair {
+    fn new(server: &Redis, seed: u64) -> Pair {
+        let mut store = Store::new(Settings { seed, ..Settings::default() });
+        let ours = [1, 2].map(|number| Connection::open(&mut store, format!("127.0.0.1:{number}"), now_ms()));
+        let mut pair = Pair { redis: [server.connect(), server.connect()], store, ours };
+        pair.ask(0, &[b"FLUSHALL".to_vec()]);
+        pair
+    }
+
+    /// Redis' reply and ours.
+    fn ask(&mut self, client: usize, args: &[Vec<u8>]) -> (Reply, Reply) {
+        let bytes = request(args);
+        self.redis[client].get_mut().write_all(&bytes).unwrap();
+        let theirs = Reply::read(&mut self.redis[client]).unwrap();
+        let mut out = Vec::new();
+        let served = self.ours[client].serve(&mut self.store, now_ms(), &bytes, &mut out);
+        assert_eq!((served.consumed, served.next), (bytes.len(), Next::Read));
+        let mut rest = out.as_slice();
+        let ours = Reply::read(&mut rest).unwrap();
+        assert!(rest.is_empty(), "one reply to one request");
+        (in_order(args, theirs), in_order(args, ours))
+    }
+}
+
+#[test]
+fn the_same_requests_get_the_same_replies() {
+    let redis = Redis::start();
+    let cases = std::env::var("LOCKSTEP_KV_CASES").map_or(300, |cases| cases.parse().unwrap());
+    let mut runner =
+        TestRunner::new(Config { cases, max_shrink_iters: 4000, failure_persistence: None, ..Config::default() });
+    let result = runner.run(&(any::<u64>(), requests()), |(seed, requests)| {
+        let mut pair = Pair::new(&redis, seed);
+        // Commands whose replies inside of EXEC need putting in order, by client.
+        let mut queued: [Vec<Vec<Vec<u8>>>; 2] = Default::default();
+        for (client, args) in requests {
+            let (theirs, ours) = pair.ask(client, &args);
+            let (theirs, ours) = if args[0] == b"EXEC" {
+                let order = |reply| match reply {
+                    Reply::Array(Some(replies)) => Reply::Array(Some(
+                        replies.into_iter().zip(&queued[client]).map(|(reply, args)| in_order(args, reply)).collect(),
+                    )),
+                    other => other,
+                };
+                (order(theirs), order(ours))
+            } else {
+                (theirs, ours)
+            };
+            match &theirs {
+                Reply::Simple(text) if text == "QUEUED" => queued[client].push(args.clone()),
+                _ if [&b"EXEC"[..], b"DISCARD", b"MULTI"].contains(&args[0].as_slice()) => queued[client].clear(),
+                _ => {}
+            }
+            let shown: Vec<_> = args.iter().map(|arg| arg.escape_ascii().to_string()).collect();
+            prop_assert_eq!(ours, theirs, "ours and Redis' reply to {:?} of client {}", shown, client);
+        }
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
