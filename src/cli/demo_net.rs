@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 
 use super::demo::tell;
-use super::loopback::{PATIENCE, Pair, Side, hear};
+use super::loopback::{LOOK_EVERY, PATIENCE, Pair, Side, hear, protected};
 use super::redis_benchmark::RedisBenchmark;
 use super::site::{GUEST, Site, Visit};
 use crate::bench::statistics::{largest, median};
@@ -17,8 +17,6 @@ use crate::load::counting::{Account, Counting};
 
 /// The port of the guest's server.
 const PORT: u16 = 6379;
-/// Between two looks at a host's state.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Options of the network's demo.
 #[derive(Clone, Debug, clap::Args)]
@@ -68,22 +66,6 @@ pub async fn show(args: &NetArgs) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(promise) => bail!("a promise is broken: {promise}"),
-    }
-}
-
-/// Waits until the backup protects the guest.
-async fn protected(primary: &Side) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut watch = primary.watch().await?;
-    loop {
-        let status = watch.status().await?;
-        if status.state == "protected" {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!("the guest is not protected, but {}", status.state);
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

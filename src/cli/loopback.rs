@@ -22,6 +22,9 @@ use crate::console::status::{Role, Status};
 /// How long anything may take that should happen soon: generous, because it only ends what would never end.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Between two looks at a host's state.
+pub const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// Within this a status shows what has happened.
 pub const SETTLE: Duration = Duration::from_millis(200);
 
@@ -167,6 +170,22 @@ impl Side {
     /// Its status.
     pub async fn status(&self) -> anyhow::Result<Status> {
         Ok(self.watch().await?.status().await?)
+    }
+}
+
+/// Waits until the backup protects the guest.
+pub async fn protected(primary: &Side) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut watch = primary.watch().await?;
+    loop {
+        let status = watch.status().await?;
+        if status.state == "protected" {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("the guest is not protected, but {}", status.state);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
