@@ -338,7 +338,7 @@ fn set_pairs(c: &mut Call<'_, '_>) {
 }
 
 pub(super) fn mset(c: &mut Call<'_, '_>) -> Outcome {
-    if c.args.len() % 2 == 0 {
+    if c.args.len().is_multiple_of(2) {
         return Err(c.arity());
     }
     set_pairs(c);
@@ -347,7 +347,7 @@ pub(super) fn mset(c: &mut Call<'_, '_>) -> Outcome {
 }
 
 pub(super) fn msetnx(c: &mut Call<'_, '_>) -> Outcome {
-    if c.args.len() % 2 == 0 {
+    if c.args.len().is_multiple_of(2) {
         return Err(c.arity());
     }
     let mut free = true;
