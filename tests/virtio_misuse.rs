@@ -6,6 +6,8 @@ mod virtio;
 
 #[path = "virtio/fuzz.rs"]
 mod fuzz;
+#[path = "virtio/script.rs"]
+mod script;
 
 use lockstep::devices::virtio::misuse::Misuse;
 use lockstep::machine::packets::Packets;
