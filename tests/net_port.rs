@@ -7,5 +7,7 @@
 mod common;
 #[path = "net/outside.rs"]
 mod outside;
+#[path = "net/socket_tests.rs"]
+mod socket_tests;
 #[path = "net/tap_tests.rs"]
 mod tap_tests;

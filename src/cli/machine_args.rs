@@ -29,6 +29,9 @@ pub struct MachineArgs {
     /// stream`), then if you like `mac=52:54:00:…`, `ip=10.9.0.2/24` (without it the guest asks by DHCP), `gw=10.9.0.1`
     #[arg(long, value_name = "SPEC")]
     pub net: Option<NetSpec>,
+    /// Keep what the guest's network card sends and receives here in this file, for Wireshark (pcap)
+    #[arg(long, value_name = "FILE", requires = "net")]
+    pub pcap: Option<PathBuf>,
     /// Arguments for the guest (after `--`), put on its kernel command line; `hz=1000` sets its timer
     #[arg(last = true, value_name = "ARG")]
     pub arguments: Vec<String>,
@@ -68,7 +71,7 @@ impl MachineArgs {
 
     /// Plugs the card in.
     pub fn port(&self) -> anyhow::Result<Option<Arc<Port>>> {
-        plug_in(&self.net)
+        plug_in(&self.net, &self.pcap)
     }
 
     fn read_image(&self) -> anyhow::Result<Vec<u8>> {
@@ -91,10 +94,14 @@ impl MachineArgs {
     }
 }
 
-/// Plugs a card in.
-pub fn plug_in(net: &Option<NetSpec>) -> anyhow::Result<Option<Arc<Port>>> {
-    let port = net.as_ref().map(|net| Port::open(&net.backend).context("cannot plug the network card in (--net)"));
-    port.transpose()
+/// Plugs a card in, and begins the capture `pcap` if there shall be one.
+pub fn plug_in(net: &Option<NetSpec>, pcap: &Option<PathBuf>) -> anyhow::Result<Option<Arc<Port>>> {
+    let Some(net) = net else { return Ok(None) };
+    let port = Port::open(&net.backend).context("cannot plug the network card in (--net)")?;
+    if let Some(file) = pcap {
+        port.capture(file).context("cannot capture packets (--pcap)")?;
+    }
+    Ok(Some(port))
 }
 
 /// The largest image that fits into the first frame of a log.

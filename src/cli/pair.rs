@@ -86,6 +86,9 @@ pub struct BackupArgs {
     /// primary's
     #[arg(long, value_name = "SPEC")]
     net: Option<NetSpec>,
+    /// Keep what the guest's network card sends and receives here, once this side is live, in this file, for Wireshark (pcap)
+    #[arg(long, value_name = "FILE", requires = "net")]
+    pcap: Option<PathBuf>,
     /// The primary's logging channel
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
     primary: String,
@@ -105,6 +108,7 @@ impl PairArgs {
         cpu: &cpuid::CpuKind,
         settings: Settings,
         net: &Option<NetSpec>,
+        pcap: &Option<PathBuf>,
     ) -> anyhow::Result<(Site, TcpListener)> {
         if !arbiter::is_name(vm) || vm.contains('/') {
             bail!("the VM's name must be 1 to {} bytes long, without `/`", arbiter::MAX_NAME);
@@ -116,7 +120,7 @@ impl PairArgs {
         let me = Identity::new(vm, getrandom::u64()?, &host, &cpu.to_string())?;
         let arbiter = arbiter::register::RegisterFile::open(&self.arbiter)
             .with_context(|| format!("{} cannot serve as arbiter (--arbiter)", self.arbiter.display()))?;
-        let network = plug_in(net)?;
+        let network = plug_in(net, pcap)?;
         let control = listen(&self.control, "--control", "the console").await?;
         let hub = Arc::new(Hub::new(vm, &host, HISTORY_BYTES));
         hub.set_peer(self.peer_control.clone());
@@ -186,7 +190,8 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
     let boot = args.machine.boot()?;
     channel_runtime()?.block_on(async {
         let cpu = cpuid::CpuKind::of(&boot.cpuid);
-        let (site, control) = args.pair.site(&args.machine.name, &cpu, settings, &args.machine.net).await?;
+        let (site, control) =
+            args.pair.site(&args.machine.name, &cpu, settings, &args.machine.net, &args.machine.pcap).await?;
         let channel = listen(&args.channel, "--channel", "the backup").await?;
         eprintln!(
             "lockstep: primary of `{}`; logging channel {}, console {}",
@@ -206,7 +211,7 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
 pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
     channel_runtime()?.block_on(async {
-        let (mut site, control) = args.pair.site(&args.name, &cpu, Settings::default(), &args.net).await?;
+        let (mut site, control) = args.pair.site(&args.name, &cpu, Settings::default(), &args.net, &args.pcap).await?;
         // A divergence is worth nothing without the log that shows it. Whoever names no file gets one for that case alone.
         let scratch = std::env::temp_dir().join(format!("lockstep-{}-{}.lslog", args.name, std::process::id()));
         let asked_for = site.keeping.file.is_some();

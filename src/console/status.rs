@@ -105,6 +105,23 @@ pub struct NetStatus {
     pub tx_held: u64,
 }
 
+impl fmt::Display for NetStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dropped = |count: u64| if count > 0 { format!(", {count} dropped") } else { String::new() };
+        write!(
+            f,
+            "{} packets in ({} bytes{}), {} out ({} bytes{}), {} held",
+            self.rx_packets,
+            self.rx_bytes,
+            dropped(self.rx_dropped),
+            self.tx_packets,
+            self.tx_bytes,
+            dropped(self.tx_dropped),
+            self.tx_held
+        )
+    }
+}
+
 /// Everything a host says about its machine. Fields that a role has no value for are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -192,7 +209,7 @@ impl fmt::Display for Status {
             (None, None) => "-".into(),
             (ns, entries) => format!("{}, {} entries", or_none(ns.map(duration)), or_none(entries)),
         };
-        let rows = [
+        let mut rows = vec![
             ("machine", format!("{} on {}", self.vm, self.host)),
             (
                 "role",
@@ -216,6 +233,9 @@ impl fmt::Display for Status {
             ),
             ("uptime", duration(self.uptime_ms.saturating_mul(1_000_000))),
         ];
+        if let Some(net) = &self.net {
+            rows.insert(rows.len() - 1, ("network", net.to_string()));
+        }
         for (index, (name, value)) in rows.iter().enumerate() {
             if index > 0 {
                 writeln!(f)?;
@@ -248,6 +268,24 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Status>(&json).unwrap(), status);
         let sparse: Status = serde_json::from_str(r#"{"vm":"v","role":"primary","new_field":1}"#).unwrap();
         assert_eq!((sparse.vm.as_str(), sparse.role, sparse.peer), ("v", Role::Primary, None));
+    }
+
+    #[test]
+    fn a_network_has_a_line_where_there_is_one() {
+        assert!(!Status::default().to_string().contains("network"));
+        let net = NetStatus {
+            rx_packets: 2,
+            rx_bytes: 120,
+            tx_packets: 1,
+            tx_bytes: 60,
+            tx_dropped: 3,
+            ..NetStatus::default()
+        };
+        let shown = Status { net: Some(net), ..Status::default() }.to_string();
+        assert!(
+            shown.contains("network        2 packets in (120 bytes), 1 out (60 bytes, 3 dropped), 0 held\n"),
+            "{shown}"
+        );
     }
 
     #[test]

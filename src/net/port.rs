@@ -64,7 +64,7 @@ impl State {
 
     /// Takes the next output that may leave.
     pub fn next_output(&mut self) -> Option<(u64, Packets)> {
-        let (entry, packets) = self.held.pop().filter(|_| self.live)?;
+        let (entry, packets) = if self.live { self.held.pop()? } else { return None };
         self.held_bytes -= packets.bytes().len();
         self.held_packets -= packets.len();
         Some((entry, packets))

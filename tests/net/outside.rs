@@ -18,6 +18,8 @@ use nix::sys::socket::{bind, recv, send, socket};
 use crate::common::eventually;
 
 pub const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0xaa, 0xbb, 0xcc];
+/// Of whoever else is on the cable.
+pub const OUTSIDE_MAC: [u8; 6] = [0x52, 0x54, 0, 1, 1, 1];
 pub const GUEST_IP: [u8; 4] = [10, 9, 0, 2];
 /// The EtherType for experiments: nobody else's frames are taken for ours.
 const OURS: [u8; 2] = [0x88, 0xb5];
@@ -82,7 +84,7 @@ impl Outside {
     /// The kernel takes a moment to notice that a device is in use, and throws away what is sent meanwhile. What does get through,
     /// another raw socket sees.
     #[track_caller]
-    fn wait_for_carrier(&self) {
+    pub fn wait_for_carrier(&self) {
         let watcher = self.within(raw_socket);
         eventually("the device is in use", || {
             self.send(u32::MAX);
@@ -90,10 +92,17 @@ impl Outside {
         });
     }
 
+    /// Listens to the device anew, after it was made anew.
+    pub fn again(mut self) -> Outside {
+        self.raw = self.within(raw_socket);
+        self
+    }
+
     /// Sends a frame with this number to the guest.
     #[track_caller]
     pub fn send(&self, number: u32) {
-        let sent = send(self.raw.as_raw_fd(), &frame(number, 60), MsgFlags::empty()).expect("the interface takes it");
+        let sent = send(self.raw.as_raw_fd(), &frame(OUTSIDE_MAC, number, 60), MsgFlags::empty())
+            .expect("the interface takes it");
         assert_eq!(sent, 60);
     }
 
@@ -154,18 +163,10 @@ fn raw_socket() -> OwnedFd {
 }
 
 /// A frame of the test's own with a number in it.
-pub fn frame(number: u32, length: usize) -> Vec<u8> {
-    let mut frame = [&[0xff; 6][..], &GUEST_MAC, &OURS, &number.to_be_bytes()].concat();
-    frame[6] ^= 2 * u8::from(length == 60);
+pub fn frame(from: [u8; 6], number: u32, length: usize) -> Vec<u8> {
+    let mut frame = [&[0xff; 6][..], &from, &OURS, &number.to_be_bytes()].concat();
     frame.resize(length, 0);
     frame
-}
-
-/// The same as the guest sends it: from the guest's address, behind a header.
-pub fn packet(number: u32, length: usize) -> Vec<u8> {
-    let mut packet = [&[0; HEADER][..], &frame(number, length)].concat();
-    packet[HEADER + 6..HEADER + 12].copy_from_slice(&GUEST_MAC);
-    packet
 }
 
 /// The number of a frame of the test's own.
@@ -176,7 +177,9 @@ pub fn number_of(frame: &[u8]) -> Option<u32> {
 /// A batch of such packets.
 pub fn batch(numbers: impl IntoIterator<Item = u32>, length: usize) -> Packets {
     let mut batch = Packets::new();
-    numbers.into_iter().for_each(|number| assert!(batch.push(&packet(number, length))));
+    numbers
+        .into_iter()
+        .for_each(|number| assert!(batch.push(&[&[0; HEADER][..], &frame(GUEST_MAC, number, length)].concat())));
     batch
 }
 

@@ -68,7 +68,8 @@ impl Connection {
     }
 
     /// The connection is gone, whoever closed it.
-    pub fn close(self, store: &mut Store) {
+    pub fn close(mut self, store: &mut Store) {
+        command::forget_watched(store, &mut self.client);
         store.clients.remove(&self.client.id);
     }
 

@@ -99,9 +99,9 @@ impl Net {
     }
 
     /// Takes in what has come, one packet at a time. After one that may have taken a listening socket, `connected`
-    /// may see to the sockets.
+    /// may see to the sockets, and says whether there is a [place](Self::accept) for another.
     /// How many there were.
-    pub(crate) fn take_in(&mut self, mut connected: impl FnMut(&mut SocketSet<'static>)) -> usize {
+    pub(crate) fn take_in(&mut self, mut connected: impl FnMut(&mut SocketSet<'static>) -> bool) -> usize {
         let now = now();
         let mut packets = 0;
         loop {
@@ -110,7 +110,8 @@ impl Net {
                 PollIngressSingleResult::PacketProcessed | PollIngressSingleResult::SocketStateChanged => {
                     packets += 1;
                     if core::mem::take(&mut self.nic.receiver.connecting) {
-                        connected(&mut self.sockets);
+                        let place = connected(&mut self.sockets);
+                        self.accept(place);
                     }
                 }
             }
@@ -119,6 +120,11 @@ impl Net {
             self.follow_dhcp();
         }
         packets
+    }
+
+    /// Whether clients may connect. Otherwise what they ask is dropped, so that they ask again, rather than refused.
+    pub(crate) fn accept(&mut self, place: bool) {
+        self.nic.receiver.deaf = !place;
     }
 
     fn follow_dhcp(&mut self) {

@@ -182,7 +182,9 @@ pub(super) fn hincrby(c: &mut Call<'_, '_>) -> Outcome {
 
 pub(super) fn hincrbyfloat(c: &mut Call<'_, '_>) -> Outcome {
     let increment = c.args.at(3);
-    crate::bytes::parse_f64(increment).ok_or(Refusal::NotFloat)?;
+    if crate::bytes::parse_f64(increment).ok_or(Refusal::NotFloat)?.is_infinite() {
+        return Err(Refusal::Infinite);
+    }
     let old = old_value(c)?;
     let sum = add_text(old.as_deref().unwrap_or(b"0"), increment, Refusal::HashNotFloat)?;
     c.out.bulk(&sum);

@@ -51,7 +51,7 @@ pub(super) fn count(c: &Call<'_, '_>, at: usize) -> Result<Option<usize>, Refusa
     if c.args.len() == at {
         return Ok(None);
     }
-    usize::try_from(c.int(at)?).map(Some).map_err(|_| Refusal::NotPositive)
+    c.size_or(at, Refusal::NotPositive).map(Some)
 }
 
 fn pop(c: &mut Call<'_, '_>, end: End) -> Outcome {
@@ -238,9 +238,9 @@ pub(super) fn lpos(c: &mut Call<'_, '_>) -> Outcome {
                 return Err(Refusal::OutOfRange);
             }
         } else if c.is(at, "COUNT") {
-            count = Some(usize::try_from(c.int(at + 1)?).map_err(|_| Refusal::CountNegative)?);
+            count = Some(c.size_or(at + 1, Refusal::CountNegative)?);
         } else if c.is(at, "MAXLEN") {
-            longest = usize::try_from(c.int(at + 1)?).map_err(|_| Refusal::MaxlenNegative)?;
+            longest = c.size_or(at + 1, Refusal::MaxlenNegative)?;
         } else {
             return Err(Refusal::Syntax);
         }
