@@ -72,7 +72,7 @@ impl ConsoleInput {
 /// What the machine tells the input door when it asks for events.
 #[derive(Clone, Copy, Debug)]
 pub struct Readiness {
-    /// The guest waits in `hlt` and no interrupt is pending: it does not go on without an event, and
+    /// The guest waits (in `hlt`, or at the waiting port) and no interrupt is pending: it does not go on without an event, and
     /// the door may block until there is one.
     pub idle: bool,
     /// Bytes that the UART's receive FIFO has room for.
