@@ -6,6 +6,7 @@ pub mod console;
 pub mod demo;
 pub mod interrupts;
 pub mod log;
+mod log_pcap;
 pub mod loopback;
 pub mod machine_args;
 pub mod pair;
