@@ -76,6 +76,11 @@ pub mod pv {
     pub const ENTROPY: u64 = 0x020;
     /// read u64: [`MAGIC`], where this page exists.
     pub const IDENTITY: u64 = 0x028;
+    /// read u64: the first of [`HOST_NAME_WORDS`] registers, one after the other, with the name of the host that the machine is on: bytes, as
+    /// many as there are, and zeros behind them. It changes when the machine moves.
+    pub const HOST_NAME: u64 = 0x040;
+    /// How many registers the host's name has.
+    pub const HOST_NAME_WORDS: u64 = 8;
 
     /// What [`IDENTITY`] reads as: `"lockstep"` in ASCII, little endian.
     pub const MAGIC: u64 = u64::from_le_bytes(*b"lockstep");
