@@ -17,6 +17,7 @@
 //! | [`host`] | what joins machine, doors and protocol to threads, files and sockets |
 //! | [`guest`] | the built-in guest image (its sources are in `guest/`) |
 //! | [`mod@bench`] | the measurements of `lockstep bench` |
+//! | [`load`] | clients of the guest's network services, for the demo and the measurements |
 //! | [`cli`] | one file per subcommand |
 
 pub mod arbiter;
@@ -28,6 +29,7 @@ pub mod devices;
 pub mod doors;
 pub mod guest;
 pub mod host;
+pub mod load;
 pub mod log;
 pub mod machine;
 pub mod net;

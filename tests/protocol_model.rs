@@ -7,13 +7,15 @@
 use lockstep::replication::backup::{self, Backup};
 use lockstep::replication::election::{Answer, Question};
 use lockstep::replication::held::HeldOutputs;
+use lockstep::replication::lease::Lease;
 use lockstep::replication::message::Message;
 use lockstep::replication::primary::{self, Primary};
-use lockstep::replication::{Identity, Settings, StopReason};
+use lockstep::replication::{Identity, Settings, StopReason, Suspicion};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use std::collections::VecDeque;
 
-const TIMEOUT: u64 = 10;
+/// Far above the number of frames that are ever sent at one time: stamps differ by one there.
+const TIMEOUT: u64 = 1000;
 const ENTRIES: u64 = 2;
 /// Time moves by half a time-out, so that one side may be silent while the other is heard.
 const STEP: u64 = TIMEOUT / 2;
@@ -37,6 +39,10 @@ enum Plant {
     AckAfterSuspicion,
     IgnoreTime,
     ForgetTail,
+    IgnoreLease,
+    LeaseFromArrival,
+    RepeatNothing,
+    LeftFromAcks,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +82,14 @@ struct State {
     connecting: bool,
     guest_started: bool,
     made_live: bool,
+    /// What P has released may be written before this.
+    lease_until: u64,
+    /// How far outputs have left P, by what B was told.
+    left: u64,
+    /// P's state machine is just being told how far outputs have left.
+    asked: bool,
+    /// B gave P up for silence.
+    silence: bool,
     /// Generation and its winner.
     register: (u64, Side),
     crashes: u8,
@@ -88,6 +102,8 @@ struct State {
     contradicted: bool,
     out_of_order: bool,
     released_late: bool,
+    left_after_the_survivor: bool,
+    missing: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +116,8 @@ enum Action {
     Append,
     MakeLive,
     WentLive,
+    /// P comes to writing what was released; it may have been stopped since.
+    Write,
     /// The register is set and the answer is on its way.
     Arbitrate(Side),
     /// The answer is lost, after or before the register is set.
@@ -167,14 +185,27 @@ impl State {
         }
     }
 
+    /// What may leave now leaves.
     fn let_out(&mut self, side: Side) {
+        if side == P && self.now >= self.lease_until {
+            return;
+        }
         while let Some((entry, maker)) = self.host(side).held.pop() {
+            self.left_after_the_survivor |= side == P && self.silence && *self.backup.state() == backup::State::Live;
             match self.seen.get(entry as usize) {
                 Some(before) => self.contradicted |= *before != maker,
                 None if entry == self.seen.len() as u64 => self.seen.push(maker),
                 None => self.out_of_order = true,
             }
             self.released_late |= side == P && !self.live_primary() && self.now - self.heard_at >= TIMEOUT;
+        }
+    }
+
+    /// The survivor leaves out what has left its primary.
+    fn repeat(&mut self) {
+        while self.b.held.left_below() < self.left {
+            let Some((entry, _)) = self.b.held.pop() else { break };
+            self.missing |= entry >= self.seen.len() as u64;
         }
     }
 
@@ -191,6 +222,11 @@ impl State {
                 }
                 primary::Action::Disconnect => self.hang_up(P),
                 primary::Action::StartGuest => self.guest_started = true,
+                primary::Action::Lease { until_ns } => {
+                    if plant != Plant::IgnoreLease && (plant != Plant::LeaseFromArrival || until_ns == u64::MAX) {
+                        self.lease_until = until_ns;
+                    }
+                }
                 primary::Action::Release { below } => self.p.held.release(below),
                 primary::Action::Hold => self.p.held.hold(),
                 primary::Action::Ask(question) => self.ask(plant, P, question),
@@ -201,7 +237,12 @@ impl State {
                 | primary::Action::StopGuest
                 | primary::Action::Suspect(_) => {}
             }
-            self.let_out(P);
+        }
+        let below = if plant == Plant::LeftFromAcks { u64::MAX } else { self.p.held.left_below() };
+        if below > self.primary.left() && !self.asked {
+            self.asked = true;
+            self.primary_on(plant, primary::Input::Left { below });
+            self.asked = false;
         }
     }
 
@@ -226,13 +267,18 @@ impl State {
                 backup::Action::GoLive { .. } if plant == Plant::ForgetTail => {
                     self.b.held = HeldOutputs::default();
                 }
+                backup::Action::Left { below } => self.left = below,
                 backup::Action::Ask(question) => self.ask(plant, B, question),
-                backup::Action::Release { below } => self.b.held.release(below),
+                backup::Action::Release { below } => {
+                    self.b.held.release(below);
+                    if plant == Plant::RepeatNothing {
+                        self.left = self.backup.received();
+                    }
+                    self.repeat();
+                }
+                backup::Action::Suspect(suspicion) => self.silence = matches!(suspicion, Suspicion::Silence { .. }),
                 backup::Action::Stop(_) => self.hang_up(B),
-                backup::Action::GoLive { .. }
-                | backup::Action::RunTo { .. }
-                | backup::Action::StopGuest
-                | backup::Action::Suspect(_) => {}
+                backup::Action::GoLive { .. } | backup::Action::RunTo { .. } | backup::Action::StopGuest => {}
             }
             self.let_out(B);
         }
@@ -243,6 +289,9 @@ impl State {
         match (side, item) {
             (P, Item::Opened) => self.primary_on(plant, primary::Input::Connected),
             (P, Item::Message(message)) => {
+                if let (Plant::LeaseFromArrival, Message::Ack { .. }) = (plant, &message) {
+                    self.lease_until = self.now + TIMEOUT - Lease::margin_ns(TIMEOUT);
+                }
                 self.primary_on(plant, primary::Input::Received(message));
                 self.heard_at = self.now;
             }
@@ -256,7 +305,8 @@ impl State {
                     (plant, self.gave_up(), &message)
                 {
                     let received = first + u64::from(*count);
-                    self.send(B, Message::Ack { received, executed: 0, executed_stamp: 0 });
+                    let received_stamp = self.now;
+                    self.send(B, Message::Ack { received, executed: 0, executed_stamp: 0, received_stamp });
                 }
                 self.backup_on(plant, backup::Input::Received(message));
             }
@@ -325,6 +375,10 @@ impl Model for Pair {
             connecting: false,
             guest_started: false,
             made_live: false,
+            lease_until: u64::MAX,
+            left: 0,
+            asked: false,
+            silence: false,
             register: (0, P),
             crashes: 0,
             breaks: 0,
@@ -334,6 +388,8 @@ impl Model for Pair {
             contradicted: false,
             out_of_order: false,
             released_late: false,
+            left_after_the_survivor: false,
+            missing: false,
         };
         state.primary_on(self.plant, primary::Input::Start);
         state.backup_on(self.plant, backup::Input::Start);
@@ -373,6 +429,9 @@ impl Model for Pair {
         }
         if state.connecting && !state.b.dead && state.b.incoming.is_empty() {
             actions.push(Action::Connect);
+        }
+        if !state.p.dead && state.p.held.left_below() < state.p.held.released_below() && state.now < state.lease_until {
+            actions.push(Action::Write);
         }
         if state.guest_started && !state.p.dead && state.primary.appended() < ENTRIES {
             actions.push(Action::Append);
@@ -414,9 +473,9 @@ impl Model for Pair {
                 // A primary that finds out only now that it must not go on has not logged it.
                 if state.primary.appended() > entry {
                     state.p.held.push(entry, P);
-                    state.let_out(P);
                 }
             }
+            Action::Write => state.let_out(P),
             Action::WentLive => state.backup_on(plant, backup::Input::WentLive),
             Action::MakeLive => {
                 state.made_live = true;
@@ -475,6 +534,10 @@ impl Model for Pair {
                 alone || let_out <= state.backup.received()
             }),
             Property::always("nothing leaves after a time-out", |_, state: &State| !state.released_late),
+            Property::always("nothing leaves a silent primary after its survivor is live", |_, state: &State| {
+                !state.left_after_the_survivor
+            }),
+            Property::always("no output missing", |_, state: &State| !state.missing),
             Property::always("silent after suspicion", |_, state: &State| !state.gave_up() || !state.b.connected),
             Property::sometimes("the backup lives on after a crash", |_, state: &State| {
                 state.p.dead && *state.backup.state() == backup::State::Live && state.seen.contains(&B)
@@ -490,6 +553,12 @@ impl Model for Pair {
                 "the backup loses and stops",
                 |_, state: &State| matches!(state.backup.state(), backup::State::Stopped(reason) if State::lost(reason)),
             ),
+            Property::sometimes("released outputs wait for a lease that has lapsed", |_, state: &State| {
+                state.now >= state.lease_until && state.p.held.left_below() < state.p.held.released_below()
+            }),
+            Property::sometimes("a survivor need not repeat an output", |_, state: &State| {
+                state.left > 0 && *state.backup.state() == backup::State::Live
+            }),
             Property::sometimes("an acknowledged output leaves", |_, state: &State| {
                 *state.primary.state() == primary::State::Protected && !state.seen.is_empty()
             }),
@@ -548,4 +617,24 @@ fn a_primary_that_ignores_time_is_found() {
 #[test]
 fn going_live_without_the_tail_is_found() {
     finds(Plant::ForgetTail, "no output contradicted");
+}
+
+#[test]
+fn a_primary_without_a_lease_is_found() {
+    finds(Plant::IgnoreLease, "nothing leaves a silent primary after its survivor is live");
+}
+
+#[test]
+fn a_lease_that_runs_from_the_arrival_of_the_acknowledgement_is_found() {
+    finds(Plant::LeaseFromArrival, "nothing leaves a silent primary after its survivor is live");
+}
+
+#[test]
+fn a_survivor_that_repeats_nothing_is_found() {
+    finds(Plant::RepeatNothing, "no output missing");
+}
+
+#[test]
+fn a_primary_that_takes_acknowledged_for_left_is_found() {
+    finds(Plant::LeftFromAcks, "no output missing");
 }

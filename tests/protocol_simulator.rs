@@ -1,5 +1,5 @@
 //! Promise: whatever dies, sleeps or is cut off, at most one host lives, no output that has left is lost or
-//! contradicted, and once the faults are over the guest goes on. The real state machines, ten thousand
+//! contradicted, none is missing, none leaves a silent primary after its survivor is live, and once the faults are over the guest goes on. The real state machines, ten thousand
 //! seeded schedules of faults, and the proof that the checker bites.
 //!
 //! `LOCKSTEP_SEED=N` runs one schedule and prints it; `LOCKSTEP_SEEDS=N` runs so many.
@@ -59,6 +59,11 @@ fn ten_thousand_schedules_keep_every_promise() {
         "a process wakes from a long sleep",
         "a late backup is refused",
         "the log's window fills",
+        "a host dies with released outputs in its hands",
+        "a host is stopped with released outputs in its hands",
+        "released outputs wait for a new lease",
+        "an output need not be repeated",
+        "an output may be missing and is repeated",
         "a guest ends",
     ] {
         let times = facts.get(fact).copied().unwrap_or(0);
@@ -116,4 +121,24 @@ fn the_checker_finds_a_backup_that_goes_live_too_early() {
 #[test]
 fn the_checker_finds_outputs_that_leave_while_the_arbiter_is_asked() {
     assert!(catches(Plant::IgnoreHold).contains_key(&Broken::ReleasedWhileAsking));
+}
+
+#[test]
+fn the_checker_finds_a_primary_without_a_lease() {
+    assert!(catches(Plant::IgnoreLease).contains_key(&Broken::LeftAfterTheSurvivor));
+}
+
+#[test]
+fn the_checker_finds_a_lease_that_runs_from_when_the_backup_was_heard() {
+    assert!(catches(Plant::LeaseFromArrival).contains_key(&Broken::LeftAfterTheSurvivor));
+}
+
+#[test]
+fn the_checker_finds_a_survivor_that_repeats_nothing() {
+    assert!(catches(Plant::RepeatNothing).contains_key(&Broken::Missing));
+}
+
+#[test]
+fn the_checker_finds_a_primary_that_takes_acknowledged_for_left() {
+    assert!(catches(Plant::LeftFromAcks).contains_key(&Broken::Missing));
 }

@@ -26,10 +26,21 @@ fn own_network() {
     }
 }
 
-/// A guest in a network of its own, where it has said `ready`.
+/// A card that leaves nothing of the checksums and the segmentation to the other side.
+const PLAIN: &[&str] = &["csum=off", "guest_csum=off", "guest_tso4=off", "host_tso4=off"];
+/// A card that leaves to the other side what it can.
+const OFFLOADING: &[&str] = &["csum=on", "guest_csum=on", "guest_tso4=on", "host_tso4=on"];
+
+/// A guest with a plain card in a network of its own, where it has said `ready`.
 fn guest(command_line: &str, ready: &str) -> Qemu {
+    guest_with(PLAIN, command_line, ready)
+}
+
+/// A guest with a card that has these options in a network of its own, where it has said `ready`.
+fn guest_with(card: &[&str], command_line: &str, ready: &str) -> Qemu {
     own_network();
-    let mut qemu = Qemu::networked(&format!("{command_line} {ADDRESS}"), "tap,ifname=tap0,script=no,downscript=no");
+    let tap = "tap,ifname=tap0,script=no,downscript=no,vnet_hdr=on";
+    let mut qemu = Qemu::networked(&format!("{command_line} {ADDRESS}"), tap, card);
     qemu.expect("net: 10.9.0.2/24 gateway 10.9.0.1 mac 52-54-00-12-34-56\r\n");
     qemu.expect(ready);
     qemu
@@ -37,11 +48,14 @@ fn guest(command_line: &str, ready: &str) -> Qemu {
 
 #[track_caller]
 fn connect(port: u16) -> TcpStream {
-    let address = SocketAddr::from(([10, 9, 0, 2], port));
-    let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("the guest accepts");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
-    stream.set_write_timeout(Some(PATIENCE)).expect("a socket option");
-    stream
+    try_connect(port).expect("the guest accepts")
+}
+
+fn try_connect(port: u16) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&SocketAddr::from(([10, 9, 0, 2], port)), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 fn bytes(length: usize) -> Vec<u8> {
@@ -64,7 +78,16 @@ fn exchange(stream: &TcpStream, bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn echo_sends_back_what_comes() {
-    let _qemu = guest("echo", "echo: answering datagrams on port 7\r\n");
+    echo_sends_back(PLAIN);
+}
+
+#[test]
+fn echo_sends_back_what_comes_with_offloads() {
+    echo_sends_back(OFFLOADING);
+}
+
+fn echo_sends_back(card: &[&str]) {
+    let _qemu = guest_with(card, "echo", "echo: answering datagrams on port 7\r\n");
     for size in ["56", "1400"] {
         let ping = Command::new("ping").args(["-c", "3", "-i", "0.01", "-W", "20", "-s", size, "10.9.0.2"]).output();
         let ping = ping.expect("`ping` runs (iputils-ping)");
@@ -105,8 +128,10 @@ fn many_clients_come_at_once() {
                 let (start, connected) = (&start, &connected);
                 scope.spawn(move || {
                     start.wait();
-                    let stream = connect(1007);
+                    let stream = try_connect(1007);
+                    // Also those who fail, or the others would wait for them for ever.
                     connected.wait();
+                    let stream = stream.expect("the guest accepts");
                     let said = format!("client {number} ").repeat(500);
                     assert!(exchange(&stream, said.as_bytes()) == said.as_bytes(), "client {number}");
                 });
@@ -122,6 +147,24 @@ fn many_clients_come_at_once() {
             assert_eq!((&stream).read(&mut [0]).expect("an orderly end"), 0);
         }
     }
+}
+
+/// More clients than the guest takes: those who are too many are not refused, but have their turn when others have gone.
+#[test]
+fn who_is_too_much_waits_for_a_place() {
+    let _qemu = guest("stream", "stream: listening on port 5002\r\n");
+    std::thread::scope(|scope| {
+        for number in 0..40 {
+            scope.spawn(move || {
+                let mut sink = connect(5001);
+                sink.write_all(&[0; 1000]).expect("the guest takes it");
+                sink.shutdown(Shutdown::Write).expect("the connection is there");
+                let mut said = String::new();
+                sink.read_to_string(&mut said).expect("an orderly end");
+                assert_eq!(said, "1000 bytes\n", "client {number}");
+            });
+        }
+    });
 }
 
 /// A client that only sends is made to wait; when it reads at last, nothing is missing.
@@ -210,8 +253,25 @@ fn http_keeps_connections_and_answers_misuse() {
 
 #[test]
 fn stream_takes_and_gives_bulk_data() {
+    stream_takes_and_gives(PLAIN);
+}
+
+/// And it comes and goes in packets larger than the wire's.
+#[test]
+fn stream_takes_and_gives_bulk_data_with_offloads() {
+    stream_takes_and_gives(OFFLOADING);
+    let devices = std::fs::read_to_string("/proc/thread-self/net/dev").expect("the network's counters");
+    let counters = devices.lines().find_map(|line| line.trim().strip_prefix("tap0:")).expect("the TAP device's");
+    let counters: Vec<u64> = counters.split_whitespace().map(|number| number.parse().expect("a number")).collect();
+    // Bytes and packets: from the guest, to the guest.
+    for (bytes, packets) in [(counters[0], counters[1]), (counters[8], counters[9])] {
+        assert!(bytes > 20_000_000 && bytes / packets > 3000, "{bytes} bytes in {packets} packets");
+    }
+}
+
+fn stream_takes_and_gives(card: &[&str]) {
     const BYTES: usize = 20_000_001;
-    let mut qemu = guest(&format!("stream bytes={BYTES}"), "stream: listening on port 5001\r\n");
+    let mut qemu = guest_with(card, &format!("stream bytes={BYTES}"), "stream: listening on port 5001\r\n");
     qemu.expect("stream: listening on port 5002\r\n");
     let mut sink = connect(5001);
     sink.write_all(&bytes(BYTES)).expect("the guest takes it");
@@ -228,7 +288,7 @@ fn stream_takes_and_gives_bulk_data() {
 
 #[test]
 fn an_address_by_dhcp() {
-    let mut qemu = Qemu::networked("echo", "user");
+    let mut qemu = Qemu::networked("echo", "user", &[]);
     qemu.expect("net: asking for an address, mac 52-54-00-12-34-56\r\n");
     qemu.expect("net: 10.0.2.15/24 gateway 10.0.2.2 mac 52-54-00-12-34-56\r\n");
 }

@@ -167,7 +167,7 @@ fn indirect_tables_are_followed() {
     driver.put_descriptor(table, 2, TX_BUFFERS + 12, 500, 0, 0);
     driver.put_descriptor(driver.queues[TX].descriptors, 9, table, 48, TABLE, 0);
     driver.make_available(TX, 9);
-    assert_eq!(driver.transmit(), [sent.clone()]);
+    assert_eq!(driver.transmit(), std::slice::from_ref(&sent));
     driver.put_descriptor(table, 1, RX_BUFFERS, 1000, WRITE, 0);
     driver.put_descriptor(table, 0, RX_BUFFERS + 4000, 100, WRITE | NEXT, 1);
     driver.put_descriptor(driver.queues[RX].descriptors, 200, table, 32, TABLE, 0);

@@ -10,11 +10,12 @@ mod compute;
 mod failover;
 mod lag;
 mod log_rate;
+mod net;
 mod output_delay;
 mod protected;
 mod replay;
 pub mod report;
-mod statistics;
+pub mod statistics;
 
 use std::time::Duration;
 
@@ -28,21 +29,69 @@ pub struct Measurement {
     pub name: &'static str,
     /// What it measures, in one line.
     pub about: &'static str,
+    /// Left out unless it is named: it needs root, and minutes.
+    pub by_name_only: bool,
     run: fn(&Bench) -> anyhow::Result<Vec<Row>>,
 }
 
 /// All measurements, in the order of the table.
 pub const MEASUREMENTS: &[Measurement] = &[
-    Measurement { name: compute::NAME, about: "compute in an unprotected guest and natively", run: compute::run },
-    Measurement { name: protected::NAME, about: "compute protected and unprotected", run: protected::run },
-    Measurement { name: log_rate::NAME, about: "log of compute at 100 and 1,000 Hz", run: log_rate::run },
-    Measurement { name: output_delay::NAME, about: "how long the output rule holds output", run: output_delay::run },
-    Measurement { name: lag::NAME, about: "how far the backup's execution is behind", run: lag::run },
-    Measurement { name: failover::KILL, about: "SIGKILL of the primary to new output", run: failover::kill },
-    Measurement { name: failover::SILENCE, about: "silence of the primary to new output", run: failover::silence },
-    Measurement { name: replay::BUSY, about: "replay of a busy log and its recording", run: replay::busy },
-    Measurement { name: replay::IDLE, about: "replay of an idle guest", run: replay::idle },
-    Measurement { name: codec::NAME, about: "encoding and decoding log entries", run: codec::run },
+    Measurement {
+        name: compute::NAME,
+        about: "compute in an unprotected guest and natively",
+        by_name_only: false,
+        run: compute::run,
+    },
+    Measurement {
+        name: protected::NAME,
+        about: "compute protected and unprotected",
+        by_name_only: false,
+        run: protected::run,
+    },
+    Measurement {
+        name: log_rate::NAME,
+        about: "log of compute at 100 and 1,000 Hz",
+        by_name_only: false,
+        run: log_rate::run,
+    },
+    Measurement {
+        name: output_delay::NAME,
+        about: "how long the output rule holds output",
+        by_name_only: false,
+        run: output_delay::run,
+    },
+    Measurement {
+        name: lag::NAME,
+        about: "how far the backup's execution is behind",
+        by_name_only: false,
+        run: lag::run,
+    },
+    Measurement {
+        name: failover::KILL,
+        about: "SIGKILL of the primary to new output",
+        by_name_only: false,
+        run: failover::kill,
+    },
+    Measurement {
+        name: failover::SILENCE,
+        about: "silence of the primary to new output",
+        by_name_only: false,
+        run: failover::silence,
+    },
+    Measurement {
+        name: replay::BUSY,
+        about: "replay of a busy log and its recording",
+        by_name_only: false,
+        run: replay::busy,
+    },
+    Measurement { name: replay::IDLE, about: "replay of an idle guest", by_name_only: false, run: replay::idle },
+    Measurement { name: codec::NAME, about: "encoding and decoding log entries", by_name_only: false, run: codec::run },
+    Measurement {
+        name: net::NAME,
+        about: "the network, protected and unprotected (only if named; needs root)",
+        by_name_only: true,
+        run: net::run,
+    },
 ];
 
 /// The measurement of this name.
@@ -53,15 +102,17 @@ pub fn measurement(name: &str) -> Option<&'static Measurement> {
 /// What every measurement has at hand.
 pub struct Bench {
     quick: bool,
+    kills: Option<usize>,
     bar: ProgressBar,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Bench {
-    /// A bench that shows what it does on `bar`; `quick`: fewer samples.
-    pub fn new(quick: bool, bar: ProgressBar) -> std::io::Result<Self> {
+    /// A bench that shows what it does on `bar`; `quick`: fewer samples; `kills` of a primary whose clients are on a network, where
+    /// it is to be another number than usual.
+    pub fn new(quick: bool, kills: Option<usize>, bar: ProgressBar) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Bench { quick, bar, runtime })
+        Ok(Bench { quick, kills, bar, runtime })
     }
 
     /// Takes a measurement.

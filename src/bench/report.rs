@@ -160,27 +160,55 @@ fn with_unit(value: f64, unit: &str) -> String {
     format!("{} {unit}", figure(value)).trim_end().to_owned()
 }
 
-impl fmt::Display for Report {
+impl Row {
+    /// What, target, figure, met.
+    fn cells(&self) -> [String; 4] {
+        let target = match self.target {
+            Some(Target::AtLeast(least)) => format!("≥ {}", with_unit(least, self.unit)),
+            Some(Target::AtMost(most)) => format!("≤ {}", with_unit(most, self.unit)),
+            None => "–".into(),
+        };
+        let met = self.met.map_or("", |met| if met { "yes" } else { "NO" });
+        [self.what.clone(), target, with_unit(self.value, self.unit), met.into()]
+    }
+}
+
+impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let s = &self.setting;
-        writeln!(f, "lockstep {} on {}, {} cores, Linux {}, KVM: {}", s.version, s.cpu, s.cores, s.kernel, s.kvm)?;
-        writeln!(f, "{}; load before: {}{}", s.date, s.load, if s.quick { "; quick run, few samples" } else { "" })?;
-        if s.debug_build {
+        writeln!(
+            f,
+            "lockstep {} on {}, {} cores, Linux {}, KVM: {}",
+            self.version, self.cpu, self.cores, self.kernel, self.kvm
+        )?;
+        let quick = if self.quick { "; quick run, few samples" } else { "" };
+        writeln!(f, "{}; load before: {}{quick}", self.date, self.load)?;
+        if self.debug_build {
             writeln!(f, "BUILT WITHOUT OPTIMISATION: these figures mean nothing; use cargo run --release")?;
         }
-        let rows: Vec<[String; 4]> = self
-            .rows
-            .iter()
-            .map(|row| {
-                let target = match row.target {
-                    Some(Target::AtLeast(least)) => format!("≥ {}", with_unit(least, row.unit)),
-                    Some(Target::AtMost(most)) => format!("≤ {}", with_unit(most, row.unit)),
-                    None => "–".into(),
-                };
-                let met = row.met.map_or("", |met| if met { "yes" } else { "NO" });
-                [row.what.clone(), target, with_unit(row.value, row.unit), met.into()]
-            })
-            .collect();
+        Ok(())
+    }
+}
+
+impl Report {
+    /// The same as a table in Markdown, for documents.
+    pub fn markdown(&self) -> String {
+        let mut text =
+            format!("{}\n| what | target | measured | met | |\n| --- | --- | --- | --- | --- |\n", self.setting);
+        for row in &self.rows {
+            let [what, target, measured, met] = row.cells();
+            text += &format!("| {} | {target} | {measured} | {met} | {} |\n", what.trim_start(), row.note);
+        }
+        for (name, why) in &self.failed {
+            text += &format!("\n{name}: not measured: {why}\n");
+        }
+        text
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.setting)?;
+        let rows: Vec<[String; 4]> = self.rows.iter().map(Row::cells).collect();
         let heads = ["what", "target", "measured", "met"];
         let width = |column: usize| {
             rows.iter().map(|row| row[column].chars().count()).chain([heads[column].len()]).max().unwrap_or(0)

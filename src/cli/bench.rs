@@ -17,15 +17,21 @@ use crate::machine::vcpu;
 /// The exit status does not depend on them: a benchmark is no test.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// What to measure; everything if left out (see --list)
+    /// What to measure; everything but the network if left out (see --list)
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Fewer and shorter samples, within a minute and a half
     #[arg(long)]
     quick: bool,
+    /// How often `net` kills a primary
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    kills: Option<u32>,
     /// For programs: one JSON object
     #[arg(long)]
     json: bool,
+    /// For documents: a Markdown table
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
     /// Show what can be measured
     #[arg(long)]
     list: bool,
@@ -46,7 +52,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         if std::io::stderr().is_terminal() { ProgressBar::new(chosen.len() as u64) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{spinner} {pos}/{len} {elapsed} {wide_msg}")?);
     bar.enable_steady_tick(Duration::from_millis(250));
-    let bench = Bench::new(args.quick, bar.clone())?;
+    let bench = Bench::new(args.quick, args.kills.map(|kills| kills as usize), bar.clone())?;
     let mut report = Report { setting: Setting::here(args.quick), rows: Vec::new(), failed: Vec::new() };
     for measurement in chosen {
         match bench.measure(measurement) {
@@ -58,6 +64,8 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
+    } else if args.markdown {
+        print!("{}", report.markdown());
     } else {
         print!("{report}");
     }
@@ -66,7 +74,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
 
 fn choose(names: &[String]) -> anyhow::Result<Vec<&'static Measurement>> {
     if names.is_empty() {
-        return Ok(MEASUREMENTS.iter().collect());
+        return Ok(MEASUREMENTS.iter().filter(|measurement| !measurement.by_name_only).collect());
     }
     let find = |name: &String| match measurement(name) {
         Some(measurement) => Ok(measurement),

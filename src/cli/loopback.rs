@@ -1,5 +1,5 @@
-//! A real pair on this machine, for the demo and for measurements: two processes of this very program on loopback, and what
-//! they say. Both die with the guard, or with this process, whatever happens.
+//! A real pair on this machine, for the demo and for measurements: two processes of this very program on loopback (or on hosts of
+//! their own, see [`super::site`]), and what they say. Both die with the guard, or with this process, whatever happens.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -11,14 +11,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use crate::console::client::{Client, Options};
+use super::site::Namespace;
+use crate::console::client::{Client, Options, What};
 use crate::console::control::Watch;
 use crate::console::status::{Role, Status};
 
 /// How long anything may take that should happen soon: generous, because it only ends what would never end.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks at a host's state.
+pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Within this a status shows what has happened.
 pub const SETTLE: Duration = Duration::from_millis(200);
@@ -46,6 +51,41 @@ impl Drop for Scratch {
     }
 }
 
+/// Has a command run in a network of its own, if one is given, and die with this process.
+pub fn confine(command: &mut Command, namespace: Option<&Namespace>) -> anyhow::Result<()> {
+    let namespace = namespace.map(Namespace::try_clone).transpose()?;
+    // SAFETY: between fork and exec, this makes two system calls and touches no memory of the parent's.
+    unsafe {
+        command.pre_exec(move || {
+            if let Some(namespace) = &namespace {
+                namespace.enter()?;
+            }
+            Ok(set_pdeathsig(Signal::SIGKILL)?)
+        })
+    };
+    Ok(())
+}
+
+/// A host that a side runs on, as far as the side is told.
+pub struct Place<'a> {
+    /// The host's name.
+    pub host: &'a str,
+    /// Its network, where that is not this process's.
+    pub namespace: Option<&'a Namespace>,
+    /// Its address in the consoles' network.
+    pub control: &'a str,
+    /// Its address in the logging channel's network.
+    pub channel: &'a str,
+    /// What its side is told of the guest's network card.
+    pub net: Option<&'a str>,
+}
+
+impl<'a> Place<'a> {
+    fn loopback(host: &'a str) -> Self {
+        Place { host, namespace: None, control: "127.0.0.1", channel: "127.0.0.1", net: None }
+    }
+}
+
 /// One side. Killed and waited for when dropped.
 pub struct Side {
     child: Child,
@@ -55,13 +95,16 @@ pub struct Side {
 }
 
 impl Side {
-    fn spawn(arguments: &[&str]) -> anyhow::Result<Self> {
+    fn spawn(place: &Place, arguments: &[&str]) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(&program);
-        // SAFETY: between fork and exec, this makes one system call and touches no memory of the parent's.
-        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+        confine(&mut command, place.namespace)?;
+        let (subcommand, rest) = arguments.split_first().context("no subcommand")?;
+        let control = format!("{}:0", place.control);
         let mut child = command
-            .args(arguments)
+            .args([subcommand, "--host", place.host, "--name", "loopback", "--control", &control])
+            .args(place.net.into_iter().flat_map(|net| ["--net", net]))
+            .args(rest)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -108,6 +151,12 @@ impl Side {
         Pid::from_raw(self.child.id() as i32)
     }
 
+    /// Whether it has ended (and, as a zombie, only waits for this process).
+    pub fn has_ended(&self) -> bool {
+        waitid(Id::Pid(self.pid()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT)
+            .is_ok_and(|status| status != WaitStatus::StillAlive)
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         kill(self.pid(), signal).with_context(|| format!("cannot send {signal}"))
@@ -121,6 +170,22 @@ impl Side {
     /// Its status.
     pub async fn status(&self) -> anyhow::Result<Status> {
         Ok(self.watch().await?.status().await?)
+    }
+}
+
+/// Waits until the backup protects the guest.
+pub async fn protected(primary: &Side) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut watch = primary.watch().await?;
+    loop {
+        let status = watch.status().await?;
+        if status.state == "protected" {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("the guest is not protected, but {}", status.state);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
@@ -140,7 +205,8 @@ impl Drop for Side {
 
 /// A primary without a backup, which does not miss one.
 pub struct Unprotected {
-    primary: Side,
+    /// Runs the guest.
+    pub primary: Side,
     _scratch: Scratch,
 }
 
@@ -158,6 +224,36 @@ async fn console(addresses: impl IntoIterator<Item = &String>) -> anyhow::Result
     Ok(Client::connect(options).await?)
 }
 
+/// Waits until the guest has said `words` on its console; the line with them.
+pub async fn hear(console: &mut Client, words: &str) -> anyhow::Result<String> {
+    let mut said = String::new();
+    let hear = async {
+        loop {
+            let Some(event) = console.next().await else { bail!("the console has ended: {said}") };
+            match event.what {
+                What::Output { bytes, .. } => said += &String::from_utf8_lossy(&bytes),
+                What::Ended(ended) => bail!("the guest ended: {}: {said}", ended.reason),
+                What::Failed(error) => return Err(error.into()),
+                What::Attached { .. }
+                | What::Lost { .. }
+                | What::Waiting { .. }
+                | What::Unusable { .. }
+                | What::Gap { .. } => {}
+            }
+            if let Some(at) = said.find(words) {
+                let line = said[..at].rfind('\n').map_or(0, |end| end + 1);
+                if let Some(end) = said[at..].find('\n') {
+                    return Ok(said[line..at + end].trim().to_owned());
+                }
+            }
+        }
+    };
+    match tokio::time::timeout(PATIENCE, hear).await {
+        Ok(heard) => heard,
+        Err(_) => bail!("the guest does not say `{words}`"),
+    }
+}
+
 /// Both sides. The primary is dropped first.
 pub struct Pair {
     /// Runs the guest.
@@ -168,21 +264,37 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Starts a pair that runs `application` of the built-in guest; the guest boots as soon as both know each other.
+    /// Starts a pair on loopback that runs `application` of the built-in guest; the guest boots as soon as both know each other.
     pub fn start(application: &str, arguments: &str, options: &[&str]) -> anyhow::Result<Self> {
-        let (primary, channel, scratch) = primary(application, arguments, options)?;
+        let places = [Place::loopback("alpha"), Place::loopback("beta")];
+        Self::start_at(&places, application, arguments, options)
+    }
+
+    /// The same on two hosts: the primary's, the backup's.
+    pub fn start_at(
+        [here, there]: &[Place; 2],
+        application: &str,
+        arguments: &str,
+        options: &[&str],
+    ) -> anyhow::Result<Self> {
+        let (primary, channel, scratch) = primary(here, application, arguments, options)?;
         let register = scratch.path("register").display().to_string();
-        let words = ["backup", "--host", "beta", "--primary", &channel, "--arbiter", &register];
-        let backup = Side::spawn(&[&words[..], &COMMON].concat())?;
+        let words = ["backup", "--primary", &channel, "--arbiter", &register];
+        let backup = Side::spawn(there, &words)?;
         let mut pair = Pair { primary, backup, _scratch: scratch };
         let [console] = pair.backup.listens(&["console"])?.try_into().unwrap_or_default();
         pair.backup.control = console;
         Ok(pair)
     }
 
-    /// The same guest on a primary that goes on alone from the start.
+    /// The same guest on a primary on loopback that goes on alone from the start.
     pub fn unprotected(application: &str, arguments: &str) -> anyhow::Result<Unprotected> {
-        let (primary, _, scratch) = primary(application, arguments, &["--start-alone"])?;
+        Self::unprotected_at(&Place::loopback("alpha"), application, arguments)
+    }
+
+    /// The same on a host.
+    pub fn unprotected_at(place: &Place, application: &str, arguments: &str) -> anyhow::Result<Unprotected> {
+        let (primary, _, scratch) = primary(place, application, arguments, &["--start-alone"])?;
         Ok(Unprotected { primary, _scratch: scratch })
     }
 
@@ -192,18 +304,21 @@ impl Pair {
     }
 }
 
-/// What both sides are told.
-const COMMON: [&str; 4] = ["--control", "127.0.0.1:0", "--name", "loopback"];
-
 /// Starts a primary; itself, its logging channel, its directory.
-fn primary(application: &str, arguments: &str, options: &[&str]) -> anyhow::Result<(Side, String, Scratch)> {
+fn primary(
+    place: &Place,
+    application: &str,
+    arguments: &str,
+    options: &[&str],
+) -> anyhow::Result<(Side, String, Scratch)> {
     let scratch = Scratch::new()?;
     let register = scratch.path("register");
     std::fs::create_dir(&register)?;
     let register = register.display().to_string();
-    let words = ["primary", "--host", "alpha", "--channel", "127.0.0.1:0", "--guest", application];
+    let channel = format!("{}:0", place.channel);
+    let words = ["primary", "--channel", &channel, "--guest", application, "--arbiter", &register];
     let guest: Vec<&str> = ["--"].into_iter().chain(arguments.split_whitespace()).collect();
-    let mut primary = Side::spawn(&[&words[..], &["--arbiter", &register], &COMMON, options, &guest].concat())?;
+    let mut primary = Side::spawn(place, &[&words[..], options, &guest].concat())?;
     let [channel, console] = primary.listens(&["logging channel", "console"])?.try_into().unwrap_or_default();
     primary.control = console;
     Ok((primary, channel, scratch))

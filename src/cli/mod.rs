@@ -4,14 +4,17 @@
 pub mod bench;
 pub mod console;
 pub mod demo;
+pub mod demo_net;
 pub mod interrupts;
 pub mod log;
 pub mod loopback;
 pub mod machine_args;
 pub mod pair;
 pub mod record;
+pub mod redis_benchmark;
 pub mod remote;
 pub mod replay;
+pub mod site;
 pub mod status;
 pub mod stop;
 

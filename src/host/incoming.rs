@@ -106,7 +106,7 @@ impl Incoming {
     /// find here, whatever comes after that.
     fn extend_run(&self, state: &State, at: Instant) {
         if let (Some(exits), true) = (state.running_at, state.entries.is_empty()) {
-            self.safepoints.set_limit(if at.exits == exits { at.polls } else { NO_LIMIT });
+            self.safepoints.move_limit(if at.exits == exits { at.polls } else { NO_LIMIT });
         }
     }
 

@@ -85,8 +85,6 @@ struct Driver {
     stopped: Option<StopReason>,
     rate: Rate,
     heartbeats_sent: u64,
-    /// How far the network had let outputs go when the protocol was told last.
-    left: u64,
 }
 
 /// Runs a primary until its guest has ended or the protocol stops it.
@@ -123,7 +121,6 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         stopped: None,
         rate: Rate::default(),
         heartbeats_sent: 0,
-        left: 0,
     };
     super::wake_for_packets(&network, &world);
     hub.set_input_waker(Box::new(move || world.input_waits()));
@@ -185,7 +182,7 @@ impl Driver {
 
     /// Tells the protocol, and does what it says.
     fn feed(&mut self, input: Input) -> Result<(), HostError> {
-        let mut next = Some(input);
+        let (mut next, mut asked) = (Some(input), false);
         while let Some(input) = next.take() {
             let now = boot_clock_ns();
             let mut actions = std::mem::take(&mut self.actions);
@@ -197,8 +194,10 @@ impl Driver {
             next = if std::mem::take(&mut self.broken) {
                 self.closing = true;
                 Some(Input::Disconnected)
-            } else {
+            } else if !std::mem::replace(&mut asked, true) {
                 self.left()
+            } else {
+                None
             };
         }
         if std::mem::take(&mut self.closing) {
@@ -210,11 +209,9 @@ impl Driver {
 
     /// What the protocol has to know if the network has let more outputs go. The console is not asked: its clients count bytes, and find
     /// the rest on the other host.
-    fn left(&mut self) -> Option<Input> {
+    fn left(&self) -> Option<Input> {
         let below = self.network.as_ref().map_or(u64::MAX, |port| port.left_below());
-        let more = below > self.left;
-        self.left = self.left.max(below);
-        more.then_some(Input::Left { below })
+        (below > self.protocol.left()).then_some(Input::Left { below })
     }
 
     fn perform(&mut self, action: Action) -> Result<(), HostError> {
@@ -448,11 +445,12 @@ impl Driver {
     /// Stops the vCPU thread, whatever it does, and closes what is open.
     async fn finish(mut self, result: Result<(), HostError>) -> Result<Outcome, HostError> {
         let clean = self.ended.is_some() && matches!(self.stopped, Some(StopReason::Ended));
+        // The console's clients may take the last words of a guest that has ended; its packets have left.
+        if let Some(network) = &self.network {
+            network.not_live();
+        }
         if !clean {
             self.hub.not_live(Role::Retired);
-            if let Some(network) = &self.network {
-                network.not_live();
-            }
             self.board.set_live(false);
         }
         if result.is_err() {

@@ -2,8 +2,8 @@
 //! rings the doorbell. Shared by all threads of the host: reading the count and moving the limit cost
 //! the guest nothing and need no signal.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::instant::Instant;
 use super::memory::Memory;
@@ -28,12 +28,21 @@ struct Inner {
     page: AtomicU64,
     /// Exits counted so far, for readers that want a whole instant.
     exits: AtomicU64,
+    /// The guest is to stop at its very next safepoint, whatever anybody says about the limit.
+    stop_at_next: Mutex<bool>,
 }
 
 impl Safepoints {
     /// A handle for a guest in `memory` that has not named its page yet.
     pub fn new(memory: Memory) -> Self {
-        Safepoints { inner: Arc::new(Inner { memory, page: AtomicU64::new(0), exits: AtomicU64::new(0) }) }
+        Safepoints {
+            inner: Arc::new(Inner {
+                memory,
+                page: AtomicU64::new(0),
+                exits: AtomicU64::new(0),
+                stop_at_next: Mutex::new(false),
+            }),
+        }
     }
 
     /// Takes `address` for the guest's safepoint page. Refused (false) unless it is a whole page of guest memory, or 0.
@@ -65,16 +74,34 @@ impl Safepoints {
         self.word(COUNT).map_or(0, |word| word.load(Ordering::SeqCst))
     }
 
-    /// Has the guest ring the doorbell at the first safepoint whose count is `limit` or more.
+    /// vCPU thread, before the guest runs: has it ring the doorbell at the first safepoint whose count is `limit` or more.
     pub fn set_limit(&self, limit: u64) {
-        if let Some(word) = self.word(LIMIT) {
-            word.store(limit, Ordering::SeqCst);
-        }
+        self.store_limit(limit, Some(false));
+    }
+
+    /// vCPU thread, before the guest runs: has it ring the doorbell at its next safepoint, and nobody can move that.
+    pub fn stop_at_next(&self) {
+        self.store_limit(0, Some(true));
+    }
+
+    /// Any thread, while the guest runs: the limit is `limit` now.
+    pub fn move_limit(&self, limit: u64) {
+        self.store_limit(limit, None);
+    }
+
+    fn store_limit(&self, limit: u64, stop_at_next: Option<bool>) {
+        let Some(word) = self.word(LIMIT) else { return };
+        // A panic elsewhere leaves a flag, which is valid whatever it is.
+        let mut fixed = self.inner.stop_at_next.lock().unwrap_or_else(PoisonError::into_inner);
+        *fixed = stop_at_next.unwrap_or(*fixed);
+        word.store(if *fixed { 0 } else { limit }, Ordering::SeqCst);
     }
 
     /// Has the guest ring the doorbell at its next safepoint.
     pub fn ring(&self) {
-        self.set_limit(0);
+        if let Some(word) = self.word(LIMIT) {
+            word.store(0, Ordering::SeqCst);
+        }
     }
 
     /// Exits counted so far.

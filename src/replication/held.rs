@@ -54,6 +54,11 @@ impl<T> HeldOutputs<T> {
         if *entry < self.below { self.queue.pop_front() } else { None }
     }
 
+    /// Outputs of entries below this number may leave.
+    pub fn released_below(&self) -> u64 {
+        self.below
+    }
+
     /// Outputs of entries below this number have been taken, as far as they were queued.
     pub fn left_below(&self) -> u64 {
         self.queue.front().map_or(self.below, |(entry, _)| self.below.min(*entry))

@@ -161,7 +161,7 @@ pub struct Primary {
     /// Stamp of the newest entries or horizon sent.
     stamp: u64,
     lease: Lease,
-    /// As [`Input::Left`] said last.
+    /// Outputs of entries below this number have left, by what [`Input::Left`] said.
     left: u64,
     flow: Flow,
     ended: bool,
@@ -219,7 +219,10 @@ impl Primary {
             Input::Appended { entries, bytes } => self.on_appended(now, entries, bytes, out),
             Input::Horizon { entries, at } => self.on_horizon(now, entries, at, out),
             Input::Left { below } => {
-                self.left = self.left.max(below);
+                // The vCPU thread appends an entry first and queues its output then; when it has appended the next one, it has.
+                let newest = self.appended.saturating_sub(1);
+                let queued = if self.ended || below == u64::MAX { below } else { below.min(newest) };
+                self.left = self.left.max(queued);
                 self.finish_if_done(now, out);
             }
             Input::GuestEnded => {
@@ -386,9 +389,7 @@ impl Primary {
 
     /// Outputs of entries below this number have left.
     fn released(&self) -> u64 {
-        // The vCPU thread appends an entry first and queues its output then; when it has appended the next one, it has.
-        let queued = if self.ended { self.appended } else { self.appended.saturating_sub(1) };
-        self.left.min(self.acked).min(queued)
+        self.left.min(self.acked)
     }
 
     /// The connection is no use any more. What that means depends on whether the guest has started.
@@ -457,6 +458,9 @@ impl Primary {
         }
         match self.state {
             State::Protected if self.acked == self.appended => {
+                if self.lease.has_lapsed(now) {
+                    self.patience_ends = None;
+                }
                 // A network that takes nothing any more must not keep the guest from ending.
                 let patience_ends = *self.patience_ends.get_or_insert(now.saturating_add(self.settings.timeout_ns));
                 if self.released() == self.appended || now >= patience_ends {
@@ -546,6 +550,11 @@ impl Primary {
     /// Entries acknowledged by the backup.
     pub fn acked(&self) -> u64 {
         self.acked
+    }
+
+    /// Outputs of entries below this number are known to have left: what [`Input::Left`] has to say is more.
+    pub fn left(&self) -> u64 {
+        self.left
     }
 
     /// Entries executed by the backup.

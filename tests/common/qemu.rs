@@ -28,12 +28,12 @@ impl Qemu {
         Self::start(image, command_line, None)
     }
 
-    /// Boots the built-in guest with a network card on QEMU's network back end `netdev`.
-    pub fn networked(command_line: &str, netdev: &str) -> Self {
-        Self::start(guest::IMAGE, command_line, Some(netdev))
+    /// Boots the built-in guest with a network card that has these options, on QEMU's network back end `netdev`.
+    pub fn networked(command_line: &str, netdev: &str, options: &[&str]) -> Self {
+        Self::start(guest::IMAGE, command_line, Some((netdev, options)))
     }
 
-    fn start(image: &[u8], command_line: &str, netdev: Option<&str>) -> Self {
+    fn start(image: &[u8], command_line: &str, network: Option<(&str, &[&str])>) -> Self {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
         file.write_all(image).expect("writing the image");
         let mut command = Command::new("qemu-system-x86_64");
@@ -44,10 +44,11 @@ impl Qemu {
             .arg("-kernel")
             .arg(file.path())
             .args(["-append", command_line]);
-        if let Some(netdev) = netdev {
+        if let Some((netdev, options)) = network {
             // The slots' interrupts on the PIC pair, as on a lockstep machine; with ACPI they would be elsewhere.
             command.args(["-M", "acpi=off", "-global", "virtio-mmio.force-legacy=false"]);
-            command.args(["-netdev", &format!("{netdev},id=net"), "-device", "virtio-net-device,netdev=net"]);
+            let device = [&["virtio-net-device,netdev=net"], options].concat().join(",");
+            command.args(["-netdev", &format!("{netdev},id=net"), "-device", &device]);
         }
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(|error| {
             panic!("cannot start qemu-system-x86_64 ({error}); install it: apt-get install -y qemu-system-x86")

@@ -1,6 +1,8 @@
 //! What the simulator's hosts run and what its world has seen: a tiny deterministic guest, and the checker of the
 //! promises.
 
+mod guests;
+mod hosts;
 mod surroundings;
 pub mod world;
 
@@ -120,6 +122,10 @@ pub enum Broken {
     ReleasedWhileAsking,
     /// An output left a host that had slept longer than the time-out.
     ReleasedAfterSleep,
+    /// The backup went live because its primary was silent, and then an output left that primary.
+    LeftAfterTheSurvivor,
+    /// An output that the primary had not let out was not repeated by the survivor.
+    Missing,
     /// Something was sent by a backup that had given up its primary.
     SentAfterSuspicion,
     /// A side gave the other up in a run without faults.

@@ -126,7 +126,7 @@ impl World {
             return;
         }
         let side = if self.rng.one_in(3) { B } else { P };
-        match self.rng.range(0, 8) {
+        match self.rng.range(0, 9) {
             0 | 1 => self.kill(side),
             2 | 3 => self.pause(side),
             4 => {
@@ -138,11 +138,15 @@ impl World {
                 let until = self.now + self.rng.range(20 * MS, 900 * MS);
                 let both = self.rng.one_in(2);
                 let first = self.rng.range(0, 2) as usize;
-                self.log(|| format!("the cable is cut to {} ms, both ways: {both}", until / MS));
                 for wire in if both { vec![0, 1] } else { vec![first] } {
-                    self.wires[wire].blocked_until = until.min(HEAL);
+                    self.cut(wire, until);
                 }
-                self.fact("a cable is cut");
+            }
+            7 => {
+                // One way after the other: the acknowledgements get through a while longer.
+                let (later, until) = (self.rng.range(MS, 200 * MS), self.now + self.rng.range(300 * MS, 900 * MS));
+                self.cut(0, until);
+                self.after(later, Event::Cut { wire: 1, until });
             }
             _ => {
                 self.log(|| "the arbiter goes away".into());
@@ -151,12 +155,22 @@ impl World {
         }
     }
 
+    pub(super) fn cut(&mut self, wire: usize, until: u64) {
+        self.log(|| format!("{} hears nothing up to {} ms", ["B", "P"][wire], until / MS));
+        self.wires[wire].blocked_until = until.min(HEAL);
+        self.fact("a cable is cut");
+    }
+
     fn kill(&mut self, side: Side) {
         if self.process(side).dead {
             return;
         }
         self.log(|| format!("{side:?} is killed"));
         self.fact("a host dies");
+        let process = self.process(side);
+        if process.held.left_below() < process.held.released_below() || process.unqueued.is_some() {
+            self.fact("a host dies with released outputs in its hands");
+        }
         self.process(side).dead = true;
         let connection = self.process(side).connection;
         match (connection, self.rng.range(0, 3)) {
@@ -179,6 +193,9 @@ impl World {
             return;
         }
         process.paused = true;
+        if process.writing {
+            self.fact("a host is stopped with released outputs in its hands");
+        }
         let length = if self.rng.one_in(3) { self.rng.range(MS, 190 * MS) } else { self.rng.range(190 * MS, 900 * MS) };
         self.log(|| format!("{side:?} is stopped for {} ms", length / MS));
         self.after(length, Event::Wake(side));
@@ -203,6 +220,8 @@ impl World {
                 self.fact("a process wakes from a long sleep");
             }
         }
+        // It goes on where it was stopped, which may be just before it writes.
+        self.write(side);
         let inbox = std::mem::take(&mut self.process(side).inbox);
         // Its timer and what waits in its buffers race.
         if self.rng.one_in(3) {

@@ -1,15 +1,14 @@
 //! The simulated world: two hosts that run the real state machines, the network between them, the arbiter's
 //! register, and the faults. One seed, one run.
 
-use super::{Broken, Checker, Entry, Guest, Rng, Side};
+use super::{Checker, Entry, Guest, Rng, Side};
 use lockstep::arbiter::Claim;
-use lockstep::machine::instant::Instant;
 use lockstep::replication::backup::{self, Backup};
 use lockstep::replication::election::{Answer, Question};
 use lockstep::replication::held::HeldOutputs;
-use lockstep::replication::message::{Head, Message};
+use lockstep::replication::message::Head;
 use lockstep::replication::primary::{self, Primary};
-use lockstep::replication::{Identity, Settings, StopReason};
+use lockstep::replication::{Identity, Settings};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -37,6 +36,14 @@ pub enum Plant {
     ForgetTail,
     /// Outputs leave while the primary asks the arbiter.
     IgnoreHold,
+    /// Outputs that were released leave whenever the process gets to it.
+    IgnoreLease,
+    /// The lease runs from the arrival of what the backup says.
+    LeaseFromArrival,
+    /// The backup repeats nothing of what it had acknowledged.
+    RepeatNothing,
+    /// The primary tells what was acknowledged in place of what has left.
+    LeftFromAcks,
 }
 
 pub(super) enum Item {
@@ -45,14 +52,33 @@ pub(super) enum Item {
 }
 
 pub(super) enum Event {
-    Arrive { to: Side, connection: u64, item: Item },
+    Arrive {
+        to: Side,
+        connection: u64,
+        item: Item,
+    },
     Connect,
     Tick(Side),
     Work(Side),
     Wake(Side),
-    Loaded { connection: u64 },
-    Arbitrate { side: Side, question: Question, silent: bool },
-    Answered { side: Side, answer: Answer },
+    /// What was released is written.
+    Write(Side),
+    Loaded {
+        connection: u64,
+    },
+    Arbitrate {
+        side: Side,
+        question: Question,
+        silent: bool,
+    },
+    Answered {
+        side: Side,
+        answer: Answer,
+    },
+    Cut {
+        wire: usize,
+        until: u64,
+    },
     Fault,
     Heal,
     MarkProgress,
@@ -85,11 +111,17 @@ pub(super) struct Process {
     pub(super) overslept: bool,
     pub(super) guest: Guest,
     pub(super) held: HeldOutputs<u64>,
+    /// Outputs were released, and the process has not come to writing them.
+    pub(super) writing: bool,
+    /// Released outputs may be written before this.
+    pub(super) lease_until_ns: u64,
+    /// B: how far outputs have left P, by what P says.
+    pub(super) left: u64,
     pub(super) running: bool,
     pub(super) stalled: bool,
     pub(super) ended: bool,
-    /// Outputs that are logged and that the vCPU has not queued yet.
-    pub(super) unqueued: Vec<(u64, u64)>,
+    /// The output that is logged and that the vCPU has not queued yet.
+    pub(super) unqueued: Option<(u64, u64)>,
 }
 
 /// One direction of the network.
@@ -133,8 +165,14 @@ pub struct World {
     pub(super) guest_ends: bool,
     /// The guest has little to do: only heartbeats tell the hosts of each other.
     pub(super) guest_idles: bool,
+    /// Whoever writes outputs is often held up.
+    pub(super) slow_writes: bool,
     pub(super) faultless: bool,
     pub(super) seen_before_progress: usize,
+    /// The primary's state machine is just being told how far outputs have left.
+    pub(super) asked: bool,
+    /// The backup gave its primary up for silence.
+    pub(super) silence: bool,
     pub(super) p_actions: Vec<primary::Action>,
     pub(super) b_actions: Vec<backup::Action>,
     pub checker: Checker,
@@ -165,8 +203,8 @@ impl World {
             healed: false,
             primary: Primary::new(identity(1, "alpha"), settings),
             backup: Backup::new(identity(2, "beta"), settings),
-            p: Process::default(),
-            b: Process::default(),
+            p: Process { lease_until_ns: u64::MAX, ..Process::default() },
+            b: Process { lease_until_ns: u64::MAX, ..Process::default() },
             history: Vec::new(),
             stamps: VecDeque::new(),
             connections: 0,
@@ -182,8 +220,11 @@ impl World {
             lose_verdicts: rng.one_in(5),
             guest_ends: rng.one_in(8),
             guest_idles: rng.one_in(6),
+            slow_writes: rng.one_in(4),
             faultless: true,
             seen_before_progress: 0,
+            asked: false,
+            silence: false,
             p_actions: Vec::new(),
             b_actions: Vec::new(),
             checker: Checker::default(),
@@ -263,14 +304,16 @@ impl World {
             }
             Event::Work(side) => self.work(side),
             Event::Wake(side) => self.wake(side),
+            Event::Write(side) => self.write(side),
             Event::Loaded { connection } => self.deliver(B, In::Loaded(connection)),
             Event::Arbitrate { side, question, silent } => self.arbitrate(side, question, silent),
             Event::Answered { side, answer } => self.deliver(side, In::Answer(answer)),
+            Event::Cut { wire, until } => self.cut(wire, until),
             Event::Fault => self.strike(),
             Event::Heal => {
                 self.healed = true;
                 self.arbiter_down = false;
-                self.lose_verdicts = false;
+                (self.lose_verdicts, self.slow_writes) = (false, false);
                 (self.delay_ns, self.jitter_ns, self.arbiter_delay_ns) = (100 * US, 100 * US, 5 * MS);
                 for side in [P, B] {
                     self.wake(side);
@@ -278,373 +321,5 @@ impl World {
             }
             Event::MarkProgress => self.seen_before_progress = self.checker.outputs_seen(),
         }
-    }
-
-    // ---- the hosts ----
-
-    pub(super) fn deliver(&mut self, side: Side, input: In) {
-        let process = self.process(side);
-        if process.dead {
-            return;
-        }
-        if process.paused {
-            process.inbox.push_back(input);
-            return;
-        }
-        match side {
-            Side::P => self.deliver_primary(input),
-            Side::B => self.deliver_backup(input),
-        }
-    }
-
-    pub(super) fn deliver_primary(&mut self, input: In) {
-        match input {
-            In::Connected(connection) => {
-                self.p.connection = Some(connection);
-                self.primary_on(primary::Input::Connected, &[]);
-            }
-            In::Disconnected(connection) => {
-                if self.p.connection == connection {
-                    self.p.connection = None;
-                    self.primary_on(primary::Input::Disconnected, &[]);
-                }
-            }
-            In::Frame(connection, head, payload) => {
-                if self.p.connection == Some(connection) {
-                    let (message, _) = Message::decode(head, &payload).expect("the network changes nothing");
-                    self.primary_on(primary::Input::Received(message), &[]);
-                }
-            }
-            In::Tick => self.primary_on(primary::Input::Tick { guest_clock_ns: self.now }, &[]),
-            In::Loaded(_) => {}
-            In::Answer(answer) => self.primary_on(primary::Input::Arbiter(answer), &[]),
-        }
-    }
-
-    fn deliver_backup(&mut self, input: In) {
-        match input {
-            In::Connected(connection) => {
-                self.b.connection = Some(connection);
-                self.backup_on(backup::Input::Connected, &[]);
-            }
-            In::Disconnected(connection) => {
-                if self.b.connection == connection {
-                    self.b.connection = None;
-                    self.backup_on(backup::Input::Disconnected, &[]);
-                }
-            }
-            In::Frame(connection, head, payload) => {
-                if self.b.connection != Some(connection) {
-                    return;
-                }
-                let (message, bulk) = Message::decode(head, &payload).expect("the network changes nothing");
-                if let (Plant::AckAfterSuspicion, true, Message::Entries { first, count, .. }) =
-                    (self.plant, self.gave_up(), &message)
-                {
-                    let (received, executed) = (first + u64::from(*count), self.backup.executed());
-                    self.send(B, &Message::Ack { received, executed, executed_stamp: 0 }, &[]);
-                }
-                self.backup_on(backup::Input::Received(message), bulk);
-            }
-            In::Tick => self.backup_on(backup::Input::Tick, &[]),
-            In::Loaded(connection) => {
-                if self.b.connection == Some(connection) {
-                    self.backup_on(backup::Input::Loaded, &[]);
-                }
-            }
-            In::Answer(answer) => self.backup_on(backup::Input::Arbiter(answer), &[]),
-        }
-    }
-
-    fn primary_on(&mut self, input: primary::Input, bulk: &[u8]) {
-        let now = if self.plant == Plant::IgnoreTimeJump { self.now - self.p.slept_ns } else { self.now };
-        let mut actions = std::mem::take(&mut self.p_actions);
-        let before = self.primary.state().name();
-        self.primary.on(now, input, &mut actions);
-        self.p.active_at = self.now;
-        if before != self.primary.state().name() {
-            self.log(|| format!("P {before} -> {}", self.primary.state().name()));
-        }
-        for action in actions.drain(..) {
-            self.log(|| format!("P {action:?}"));
-            self.do_primary(action, bulk);
-        }
-        self.p_actions = actions;
-        self.check_live();
-        self.schedule_tick(P, self.primary.next_deadline());
-    }
-
-    fn do_primary(&mut self, action: primary::Action, bulk: &[u8]) {
-        match action {
-            primary::Action::Send(message) => {
-                self.send(P, &message, bulk);
-                if let (Plant::ReleaseOnSent, Message::Entries { first, count, .. }) = (self.plant, &message) {
-                    self.p.held.release(first + u64::from(*count));
-                }
-            }
-            primary::Action::Disconnect => self.hang_up(P),
-            primary::Action::StartGuest => {
-                self.p.running = true;
-                self.after(MS, Event::Work(P));
-            }
-            primary::Action::Release { below } => {
-                if below == u64::MAX {
-                    self.p.overslept = false;
-                    self.fact("the primary goes on alone");
-                }
-                self.p.held.release(below);
-                self.let_out(P);
-            }
-            primary::Action::Hold => {
-                if self.plant == Plant::IgnoreHold {
-                    self.p.held.release(u64::MAX);
-                } else {
-                    self.p.held.hold();
-                }
-            }
-            primary::Action::Stall => {
-                self.p.stalled = true;
-                self.fact("the log's window fills");
-            }
-            primary::Action::Resume => self.p.stalled = false,
-            primary::Action::SlowDown { .. } => self.fact("the primary is slowed down"),
-            primary::Action::Ask(question) => self.ask(P, question),
-            primary::Action::StopGuest => {}
-            primary::Action::Suspect(_) => {
-                self.fact("the primary gives up its backup");
-                self.checker.expect(!self.faultless, Broken::Needless, self.now);
-            }
-            primary::Action::Stop(reason) => {
-                self.p.running = false;
-                self.stopped(P, &reason);
-            }
-        }
-    }
-
-    fn backup_on(&mut self, input: backup::Input, bulk: &[u8]) {
-        let mut actions = std::mem::take(&mut self.b_actions);
-        let before = self.backup.state().name();
-        self.backup.on(self.now, input, &mut actions);
-        self.b.active_at = self.now;
-        if before != self.backup.state().name() {
-            self.log(|| format!("B {before} -> {}", self.backup.state().name()));
-        }
-        for action in actions.drain(..) {
-            self.log(|| format!("B {action:?}"));
-            self.do_backup(action, bulk);
-        }
-        self.b_actions = actions;
-        self.check_live();
-        self.schedule_tick(B, self.backup.next_deadline());
-    }
-
-    fn do_backup(&mut self, action: backup::Action, bulk: &[u8]) {
-        match action {
-            backup::Action::Connect => {
-                let delay = self.delay();
-                self.after(delay, Event::Connect);
-            }
-            backup::Action::Send(message) => {
-                self.checker.expect(!self.gave_up(), Broken::SentAfterSuspicion, self.now);
-                self.send(B, &message, bulk);
-            }
-            backup::Action::Disconnect => {
-                if self.plant != Plant::AckAfterSuspicion || !self.gave_up() {
-                    self.hang_up(B);
-                }
-            }
-            backup::Action::Load => {
-                (self.b.guest, self.b.held) = (Guest::default(), HeldOutputs::default());
-                self.history.clear();
-                self.stamps.clear();
-                let delay = self.rng.range(MS, 60 * MS);
-                if let Some(connection) = self.b.connection {
-                    self.after(delay, Event::Loaded { connection });
-                }
-                if !self.b.running {
-                    self.b.running = true;
-                    self.after(MS, Event::Work(B));
-                }
-            }
-            backup::Action::Replay { first, count, stamp } => {
-                assert_eq!((first, count as usize * Entry::BYTES), (self.history.len() as u64, bulk.len()));
-                self.history.extend(bulk.chunks_exact(Entry::BYTES).map(Entry::decode));
-                self.stamps.push_back((self.history.len() as u64, stamp));
-            }
-            backup::Action::RunTo { entries, stamp, .. } => self.stamps.push_back((entries, stamp)),
-            backup::Action::Ask(question) => self.ask(B, question),
-            backup::Action::GoLive { entries, .. } => {
-                if self.plant == Plant::ForgetTail {
-                    self.history.truncate(self.b.guest.passed as usize);
-                } else {
-                    assert_eq!(entries, self.history.len() as u64);
-                }
-                if self.p.dead {
-                    self.fact("a backup takes over from a dead primary");
-                }
-                self.checker.on_survivor(self.now, &self.history);
-            }
-            backup::Action::Release { below } => {
-                self.fact("a backup goes live");
-                self.b.held.release(below);
-                self.let_out(B);
-            }
-            backup::Action::StopGuest => {}
-            backup::Action::Suspect(_) => {
-                self.checker.expect(!self.faultless, Broken::Needless, self.now);
-                if !self.p.dead {
-                    self.fact("a backup gives up a primary that is not dead");
-                }
-            }
-            backup::Action::Stop(reason) => {
-                self.b.running = false;
-                self.stopped(B, &reason);
-            }
-        }
-    }
-
-    /// Whether the backup has given up its primary.
-    fn gave_up(&self) -> bool {
-        matches!(self.backup.state(), backup::State::Asking(_) | backup::State::GoingLive | backup::State::Live)
-    }
-
-    fn stopped(&mut self, side: Side, reason: &StopReason) {
-        self.hang_up(side);
-        match reason {
-            StopReason::Lost { .. } => self.fact("a side loses at the arbiter and stops"),
-            StopReason::Ended => self.fact("a guest ends"),
-            StopReason::Refused(_) => self.fact("a late backup is refused"),
-            StopReason::Mismatch(_) | StopReason::Diverged { .. } | StopReason::Operator => {}
-        }
-    }
-
-    fn schedule_tick(&mut self, side: Side, deadline: Option<u64>) {
-        let Some(deadline) = deadline else { return };
-        let deadline = deadline.max(self.now);
-        if self.process(side).tick_at.is_none_or(|at| deadline < at) {
-            self.process(side).tick_at = Some(deadline);
-            let late = if self.rng.one_in(50) { self.rng.range(0, 30 * MS) } else { self.rng.range(0, 200 * US) };
-            self.at(deadline + late, Event::Tick(side));
-        }
-    }
-
-    /// The guest's turn.
-    fn work(&mut self, side: Side) {
-        let process = self.process(side);
-        if process.dead || !process.running {
-            return;
-        }
-        let idle = self.guest_idles && !self.healed;
-        let longest = if idle { 500 * MS } else { [6 * MS, 30 * MS][usize::from(self.rng.one_in(40))] };
-        let pause = self.rng.range(300 * US, longest);
-        self.after(pause, Event::Work(side));
-        if self.process(side).paused {
-            return;
-        }
-        match side {
-            Side::P => self.work_primary(),
-            Side::B if matches!(self.backup.state(), backup::State::Live) => self.work_live(),
-            Side::B => self.replay(),
-        }
-    }
-
-    fn make(&mut self, side: Side, bytes: &mut Vec<u8>) -> (u32, Vec<(u64, u64)>) {
-        let (mut entries, mut outputs) = (0, Vec::new());
-        for _ in 0..self.rng.range(1, 4) {
-            let (output, value) = (self.rng.one_in(2), self.rng.next());
-            let guest = &mut self.process(side).guest;
-            let entry = if output { guest.output() } else { guest.event(value) };
-            outputs.extend(guest.outputs.last().filter(|_| output));
-            entry.encode(bytes);
-            entries += 1;
-        }
-        (entries, outputs)
-    }
-
-    fn work_primary(&mut self) {
-        if self.p.stalled || self.p.ended {
-            return self.queue_outputs();
-        }
-        self.queue_outputs();
-        let mut bytes = Vec::new();
-        let (entries, outputs) = self.make(P, &mut bytes);
-        let length = bytes.len() as u32;
-        self.primary_on(primary::Input::Appended { entries, bytes: length }, &bytes);
-        // Queued after they were logged, now and then so late that they are acknowledged by then.
-        self.p.unqueued = outputs;
-        if !self.rng.one_in(4) {
-            self.queue_outputs();
-        }
-        if self.rng.one_in(4) {
-            let (entries, at) = (self.p.guest.passed, Instant::new(self.p.guest.passed, self.now));
-            self.primary_on(primary::Input::Horizon { entries, at }, &[]);
-        }
-        if self.guest_ends && self.now > 300 * MS && self.rng.one_in(50) {
-            self.p.ended = true;
-            self.queue_outputs();
-            self.primary_on(primary::Input::GuestEnded, &[]);
-        }
-    }
-
-    fn queue_outputs(&mut self) {
-        for (entry, content) in std::mem::take(&mut self.p.unqueued) {
-            self.p.held.push(entry, content);
-        }
-        self.let_out(P);
-    }
-
-    fn work_live(&mut self) {
-        let (_, outputs) = self.make(B, &mut Vec::new());
-        for (entry, content) in outputs {
-            self.b.held.push(entry, content);
-        }
-        self.let_out(B);
-    }
-
-    fn replay(&mut self) {
-        for _ in 0..self.rng.range(0, 12) {
-            let Some(&entry) = self.history.get(self.b.guest.passed as usize) else { break };
-            self.b.guest.replay(entry);
-            if let Entry::Output(content) = entry {
-                self.b.held.push(self.b.guest.passed - 1, content);
-            }
-        }
-        let (entries, mut newest) = (self.b.guest.passed, None);
-        while let Some((_, stamp)) = self.stamps.pop_front_if(|(last, _)| *last <= entries) {
-            newest = Some(stamp);
-        }
-        if let Some(stamp) = newest {
-            self.backup_on(backup::Input::Executed { entries, stamp }, &[]);
-        }
-        if entries == self.history.len() as u64 && matches!(self.backup.state(), backup::State::GoingLive) {
-            self.backup_on(backup::Input::WentLive, &[]);
-        }
-        if matches!(self.backup.state(), backup::State::Finishing) && entries == self.history.len() as u64 {
-            self.backup_on(backup::Input::GuestEnded, &[]);
-        }
-    }
-
-    /// What may leave leaves.
-    fn let_out(&mut self, side: Side) {
-        while let Some((entry, content)) = self.process(side).held.pop() {
-            let position = self.process(side).guest.outputs.iter().rposition(|(number, _)| *number == entry);
-            let position = position.expect("an output of this guest");
-            self.log(|| format!("{side:?} lets out output {position} of entry {entry}"));
-            self.checker.on_release(self.now, position, content);
-            if side == P {
-                let alone = self.primary.generation() > self.first_generation;
-                let held = self.backup.received() > entry;
-                self.checker.expect(held || alone, Broken::ReleasedUnheld, self.now);
-                let asking = matches!(self.primary.state(), primary::State::Asking(_));
-                self.checker.expect(!asking, Broken::ReleasedWhileAsking, self.now);
-                self.checker.expect(!self.p.overslept, Broken::ReleasedAfterSleep, self.now);
-            }
-        }
-    }
-
-    fn check_live(&mut self) {
-        let primary = matches!(self.primary.state(), primary::State::Unprotected);
-        let backup = matches!(self.backup.state(), backup::State::GoingLive | backup::State::Live);
-        self.checker.expect(!(primary && backup), Broken::TwoLive, self.now);
     }
 }

@@ -7,6 +7,23 @@ use smallvec::SmallVec;
 /// A key, member or value; up to 24 bytes without an allocation.
 pub(crate) type Bytes = SmallVec<[u8; 24]>;
 
+/// So many bytes are copied without a pause.
+pub(crate) const COPY_BYTES: usize = 128 << 10;
+
+/// A string of its own, made with pauses if it is long.
+#[inline]
+pub(crate) fn copy(text: &[u8], poll: fn()) -> Bytes {
+    if text.len() <= COPY_BYTES {
+        return Bytes::from_slice(text);
+    }
+    let mut copy = Bytes::with_capacity(text.len());
+    for piece in text.chunks(COPY_BYTES) {
+        copy.extend_from_slice(piece);
+        poll();
+    }
+    copy
+}
+
 /// Bytes of heap behind a string.
 pub(crate) fn heap_bytes(bytes: &Bytes) -> usize {
     if bytes.spilled() { bytes.capacity() } else { 0 }
@@ -93,7 +110,7 @@ const DECIMALS: u32 = 17;
 pub(crate) struct Decimal(i128);
 
 impl Decimal {
-    /// Reads plain notation (no exponent) with up to 17 digits on either side of the point.
+    /// Reads plain notation (no exponent) with up to 20 digits before the point and 17 behind.
     pub(crate) fn parse(text: &[u8]) -> Option<Decimal> {
         let (negative, text) = match text {
             [b'-', rest @ ..] => (true, rest),
@@ -102,7 +119,7 @@ impl Decimal {
         };
         let point = text.iter().position(|&byte| byte == b'.').unwrap_or(text.len());
         let (whole, fraction) = (&text[..point], text.get(point + 1..).unwrap_or_default());
-        if whole.len() > 17 || fraction.len() > DECIMALS as usize || (whole.is_empty() && fraction.is_empty()) {
+        if whole.len() > 20 || fraction.len() > DECIMALS as usize || (whole.is_empty() && fraction.is_empty()) {
             return None;
         }
         let mut value = 0i128;
@@ -117,7 +134,7 @@ impl Decimal {
     }
 
     pub(crate) fn plus(self, other: Decimal) -> Decimal {
-        // Each is below 10^34 in size.
+        // Each is below 10^37 in size.
         Decimal(self.0 + other.0)
     }
 
@@ -214,7 +231,7 @@ mod tests {
         assert_eq!(sum("10.50", "0.1"), "10.6");
         assert_eq!(sum("5", "-5.25"), "-0.25");
         assert_eq!(sum("-0.5", "0.5"), "0");
-        for text in ["", ".", "1e3", "0x1", "123456789012345678", "--1"] {
+        for text in ["", ".", "1e3", "0x1", "123456789012345678901", "--1"] {
             assert_eq!(Decimal::parse(text.as_bytes()), None, "{text}");
         }
     }

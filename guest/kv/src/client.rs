@@ -24,12 +24,12 @@ pub(crate) struct ClientInfo {
     pub(crate) killed: bool,
 }
 
-/// A key under `WATCH` with its version at that time.
+/// A key under `WATCH`, and since when in the row of changes.
 #[derive(Debug)]
 pub(crate) struct Watched {
     pub(crate) hash: Hash,
     pub(crate) key: Bytes,
-    pub(crate) version: u64,
+    pub(crate) since: u64,
 }
 
 /// Commands between `MULTI` and `EXEC`.

@@ -68,7 +68,8 @@ impl Connection {
     }
 
     /// The connection is gone, whoever closed it.
-    pub fn close(self, store: &mut Store) {
+    pub fn close(mut self, store: &mut Store) {
+        command::forget_watched(store, &mut self.client);
         store.clients.remove(&self.client.id);
     }
 
@@ -83,6 +84,7 @@ impl Connection {
             reply_bytes: store.settings.reply_bytes,
             heap_bytes: store.settings.heap_bytes,
             heap_used: store.settings.heap_used,
+            poll: store.settings.poll,
         };
         let out_before = out.len();
         let mut consumed = 0;

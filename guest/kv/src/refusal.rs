@@ -27,6 +27,8 @@ pub(crate) enum Refusal {
     DecrementOverflow,
     #[error("ERR increment would produce NaN or Infinity")]
     NotFinite,
+    #[error("ERR value is NaN or Infinity")]
+    Infinite,
     #[error("ERR resulting score is not a number (NaN)")]
     ScoreNan,
     #[error("ERR syntax error")]
@@ -85,6 +87,10 @@ pub(crate) enum Refusal {
     WatchInMulti,
     #[error("EXECABORT Transaction discarded because of previous errors.")]
     ExecAbort,
+    #[error("EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command")]
+    ExecArity,
+    #[error("EXECABORT Transaction discarded because of: command not allowed when used memory > 'maxmemory'.")]
+    ExecMemory,
     #[error("ERR Command not allowed inside a transaction")]
     NotInMulti,
     #[error("OOM command not allowed when used memory > 'maxmemory'.")]

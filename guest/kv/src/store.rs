@@ -24,9 +24,15 @@ pub(crate) const NEVER: u64 = u64::MAX;
 pub(crate) struct Slot {
     /// The key is gone after this.
     pub(crate) expires_ms: u64,
-    /// Number of the last change; no two changes of a store have the same. `WATCH` compares it.
-    pub(crate) version: u64,
     pub(crate) value: Value,
+}
+
+/// A key that clients watch.
+#[derive(Clone, Copy, Debug)]
+struct WatchedKey {
+    watchers: usize,
+    /// Number of the last change while it was watched; no two changes have the same.
+    changed: u64,
 }
 
 /// Counts since the start or the last `CONFIG RESETSTAT`.
@@ -62,6 +68,8 @@ pub struct Store {
     next_due_ms: u64,
     /// Keys with an expiry.
     volatile: usize,
+    /// Keys that anybody watches, whether they are there or not.
+    watched: Table<WatchedKey>,
     changes: u64,
     random: u64,
 }
@@ -82,6 +90,7 @@ impl Store {
             due: Vec::new(),
             next_due_ms: NEVER,
             volatile: 0,
+            watched: Table::default(),
             changes: 0,
             random: settings.seed,
             settings,
@@ -189,20 +198,59 @@ impl Store {
     }
 
     fn insert_new(&mut self, hash: Hash, key: &[u8], value: Value) -> usize {
-        self.changes += 1;
-        let slot = Slot { expires_ms: NEVER, version: self.changes, value };
-        self.keys.insert_new(hash, Bytes::from_slice(key), slot)
+        let at = self.keys.insert_new(hash, Bytes::from_slice(key), Slot { expires_ms: NEVER, value });
+        self.note_change(at);
+        at
     }
 
     /// Notes that a key's value is another now; a collection without elements goes.
     #[inline]
     pub(crate) fn changed(&mut self, at: usize) {
-        self.changes += 1;
-        let slot = self.keys.value_mut(at);
-        slot.version = self.changes;
-        if slot.value.is_void() {
+        self.note_change(at);
+        if self.slot(at).value.is_void() {
             self.delete_at(at);
         }
+    }
+
+    /// Those who watch the key are to know.
+    #[inline]
+    fn note_change(&mut self, at: usize) {
+        self.changes += 1;
+        if !self.watched.is_empty() {
+            let entry = self.keys.at(at);
+            if let Some(watched) = self.watched.find(entry.hash(), &entry.key) {
+                self.watched.value_mut(watched).changed = self.changes;
+            }
+        }
+    }
+
+    /// Watches a key; gives what [`Store::changed_since`] wants to know.
+    pub(crate) fn watch(&mut self, hash: Hash, key: &[u8], now_ms: u64) -> u64 {
+        // A key past its time goes now, not as a change under the watcher's eyes.
+        self.find_hashed(hash, key, now_ms);
+        match self.watched.find(hash, key) {
+            Some(at) => self.watched.value_mut(at).watchers += 1,
+            None => {
+                self.watched.insert_new(hash, Bytes::from_slice(key), WatchedKey { watchers: 1, changed: 0 });
+            }
+        }
+        self.changes
+    }
+
+    pub(crate) fn unwatch(&mut self, hash: Hash, key: &[u8]) {
+        if let Some(at) = self.watched.find(hash, key) {
+            let watched = self.watched.value_mut(at);
+            watched.watchers -= 1;
+            if watched.watchers == 0 {
+                self.watched.remove_at(at);
+            }
+        }
+    }
+
+    /// Whether a watched key has changed since then, be it by passing its time.
+    pub(crate) fn changed_since(&mut self, hash: Hash, key: &[u8], since: u64, now_ms: u64) -> bool {
+        self.find_hashed(hash, key, now_ms);
+        self.watched.get(hash, key).is_some_and(|watched| watched.changed > since)
     }
 
     /// Gives a key a value, whatever it had before; its expiry is lost.
@@ -222,10 +270,8 @@ impl Store {
     #[inline]
     pub(crate) fn replace(&mut self, at: usize, value: Value) {
         let poll = self.settings.poll;
-        self.changes += 1;
-        let slot = self.keys.value_mut(at);
-        slot.version = self.changes;
-        match core::mem::replace(&mut slot.value, value) {
+        self.note_change(at);
+        match core::mem::replace(&mut self.keys.value_mut(at).value, value) {
             Value::Str(_) => {}
             old => old.free(poll),
         }
@@ -257,8 +303,8 @@ impl Store {
 
     /// Takes a key out; the last one gets its number.
     pub(crate) fn take_at(&mut self, at: usize) -> Option<(Bytes, Slot)> {
+        self.note_change(at);
         let entry = self.keys.remove_at(at)?;
-        self.changes += 1;
         self.volatile -= usize::from(entry.value.expires_ms != NEVER);
         if at < self.keys.len() {
             self.note_due(at, self.keys.at(at).value.expires_ms);
@@ -286,6 +332,12 @@ impl Store {
     pub(crate) fn clear(&mut self) {
         let poll = self.settings.poll;
         self.changes += 1;
+        for at in 0..self.watched.len() {
+            let watched = self.watched.at(at);
+            if self.keys.find(watched.hash(), &watched.key).is_some() {
+                self.watched.value_mut(at).changed = self.changes;
+            }
+        }
         for piece in core::mem::take(&mut self.keys).into_pieces() {
             for entry in piece {
                 entry.value.value.free(poll);
@@ -295,11 +347,6 @@ impl Store {
         self.due = Vec::new();
         self.next_due_ms = NEVER;
         self.volatile = 0;
-    }
-
-    /// The numbers of a key's changes, for `WATCH`; 0 if it is not there.
-    pub(crate) fn version(&mut self, hash: Hash, key: &[u8], now_ms: u64) -> u64 {
-        self.find_hashed(hash, key, now_ms).map_or(0, |at| self.slot(at).version)
     }
 
     /// Frees keys that are past their time, up to about a thousand. Gives the time at which there is more to do.

@@ -56,6 +56,13 @@ pub(crate) struct Entry<V> {
     pub(crate) value: V,
 }
 
+impl<V> Entry<V> {
+    #[inline]
+    pub(crate) fn hash(&self) -> Hash {
+        self.hash
+    }
+}
+
 /// Keys and values; the module's text has the shape.
 #[derive(Debug)]
 pub(crate) struct Table<V> {

@@ -2,6 +2,7 @@
 //!
 //! | room | serves |
 //! | --- | --- |
+//! | `buffers` | the memory behind the card's rings |
 //! | `nic` | the virtio network card |
 //! | `phy` | the card, as `smoltcp` wants to see it |
 //! | [`stack`] | addresses, packets in and out, sleeping |
@@ -10,6 +11,7 @@
 
 extern crate alloc;
 
+mod buffers;
 mod nic;
 mod phy;
 pub mod server;

@@ -5,122 +5,58 @@
 //! direction) and whenever the processor halts; elsewhere it is notified where it asks for it. Interrupts are asked for
 //! only to be woken by.
 
-use alloc::vec::Vec;
+use crate::buffers::{QUEUE_SIZE, Queue, Receiver, Transmitter};
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use lockstep_abi::{port, virtio};
 use lockstep_runtime::{gate, nucleus, pv};
-use lockstep_virtio::Queue;
 use virtio_drivers::transport::mmio::{MmioTransport, MmioVersion, VirtIOHeader};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
-
-/// Buffers in each direction.
-const QUEUE_SIZE: u16 = 256;
-/// `struct virtio_net_hdr` as a device of version 1 has it, before each frame. All zeros without offloads.
-pub(crate) const HEADER_BYTES: usize = 12;
-/// The longest frame: 1,500 bytes and the Ethernet header.
-pub(crate) const FRAME_MAX: usize = 1514;
-/// What one buffer has: header and frame, rounded up to keep pages whole.
-const BUFFER_BYTES: usize = 2048;
-const _: () = assert!(HEADER_BYTES + FRAME_MAX <= BUFFER_BYTES);
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 
 /// The feature bits that the driver knows (virtio 1.2, sections 5.1.3 and 6).
 mod feature {
+    /// The card completes checksums.
+    pub(super) const CHECKSUM: u64 = 1 << 0;
+    /// The driver takes frames whose checksum is not complete.
+    pub(super) const GUEST_CHECKSUM: u64 = 1 << 1;
     /// The card has an address of its own.
     pub(super) const MAC: u64 = 1 << 5;
+    /// The driver takes TCP packets that were not cut into segments.
+    pub(super) const GUEST_TSO4: u64 = 1 << 7;
+    /// The card cuts TCP packets into segments.
+    pub(super) const HOST_TSO4: u64 = 1 << 11;
     pub(super) const EVENT_INDEX: u64 = 1 << 29;
     pub(super) const VERSION_1: u64 = 1 << 32;
+
+    /// All of them.
+    pub(super) const KNOWN: u64 = CHECKSUM | GUEST_CHECKSUM | MAC | GUEST_TSO4 | HOST_TSO4 | EVENT_INDEX | VERSION_1;
 }
 
-/// The buffers of one direction, one behind the other. The device's for ever.
-struct Buffers(NonNull<u8>);
+/// What card and driver take off each other's hands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offloads {
+    /// The card completes the checksums of what is sent.
+    pub(crate) checksum_out: bool,
+    /// Frames may come whose checksum is not complete, or was checked by somebody else.
+    pub(crate) checksum_in: bool,
+    /// The card cuts TCP packets into segments.
+    pub(crate) large_out: bool,
+    /// TCP packets may come that nobody has cut into segments.
+    pub(crate) large_in: bool,
+}
 
-impl Buffers {
-    fn new() -> Self {
-        let buffers: &'static mut [u8] = alloc::vec![0; usize::from(QUEUE_SIZE) * BUFFER_BYTES].leak();
-        Buffers(NonNull::from(buffers).cast())
-    }
-
-    fn address(&self, buffer: u16) -> u64 {
-        self.0.as_ptr() as u64 + u64::from(buffer) * BUFFER_BYTES as u64
-    }
-
-    /// # Safety
-    /// The driver has this buffer, and nobody else a reference into it.
-    #[expect(clippy::mut_from_ref, reason = "each buffer is borrowed by itself; see the safety section")]
-    unsafe fn get(&self, buffer: u16) -> &mut [u8] {
-        assert!(buffer < QUEUE_SIZE);
-        // SAFETY: inside of the allocation; the caller's promise for the rest.
-        unsafe {
-            core::slice::from_raw_parts_mut(self.0.as_ptr().add(usize::from(buffer) * BUFFER_BYTES), BUFFER_BYTES)
+impl Offloads {
+    fn of(features: u64) -> Self {
+        let has = |feature| features & feature != 0;
+        Offloads {
+            checksum_out: has(feature::CHECKSUM),
+            checksum_in: has(feature::GUEST_CHECKSUM),
+            large_out: has(feature::CHECKSUM) && has(feature::HOST_TSO4),
+            large_in: has(feature::GUEST_CHECKSUM) && has(feature::GUEST_TSO4),
         }
-    }
-}
-
-/// What comes in.
-pub(crate) struct Receiver {
-    queue: Queue<{ QUEUE_SIZE as usize }>,
-    buffers: Buffers,
-    /// A frame that asks for a TCP connection has come; for whoever takes it back.
-    pub(crate) connecting: bool,
-}
-
-impl Receiver {
-    fn offer(&mut self, buffer: u16) {
-        // SAFETY: called once for each buffer at the start, and then only for those that were taken.
-        unsafe { self.queue.offer(buffer, self.buffers.address(buffer), BUFFER_BYTES as u32, true) };
-    }
-
-    pub(crate) fn has_frame(&self) -> bool {
-        self.queue.has_used()
-    }
-
-    /// Hands the next frame to `use_frame` and gives its buffer back to the card. An empty frame is one the card got wrong.
-    pub(crate) fn next<R>(&mut self, use_frame: impl FnOnce(&[u8]) -> R) -> R {
-        let Some(taken) = self.queue.take() else { return use_frame(&[]) };
-        // SAFETY: just taken, and offered again only below.
-        let bytes = unsafe { self.buffers.get(taken.buffer) };
-        let result = use_frame(bytes[..BUFFER_BYTES.min(taken.length as usize)].get(HEADER_BYTES..).unwrap_or(&[]));
-        self.offer(taken.buffer);
-        result
-    }
-}
-
-/// What goes out.
-pub(crate) struct Transmitter {
-    queue: Queue<{ QUEUE_SIZE as usize }>,
-    buffers: Buffers,
-    free: Vec<u16>,
-    /// Somebody wanted to send and there was no buffer.
-    pub(crate) starved: bool,
-}
-
-impl Transmitter {
-    /// Whether there is a buffer to send from.
-    pub(crate) fn ready(&mut self) -> bool {
-        if self.free.is_empty() {
-            while let Some(taken) = self.queue.take() {
-                self.free.push(taken.buffer);
-            }
-        }
-        self.starved = self.free.is_empty();
-        !self.starved
-    }
-
-    /// Puts a frame of `length` bytes, written by `write`, into the ring. To be called when [`ready`](Self::ready).
-    pub(crate) fn send<R>(&mut self, length: usize, write: impl FnOnce(&mut [u8]) -> R) -> R {
-        let buffer = self.free.pop().expect("asked before whether there is one");
-        // SAFETY: a free buffer is not the device's.
-        let bytes = unsafe { self.buffers.get(buffer) };
-        bytes[..HEADER_BYTES].fill(0);
-        let result = write(&mut bytes[HEADER_BYTES..HEADER_BYTES + length]);
-        let total = (HEADER_BYTES + length) as u32;
-        // SAFETY: it was free, and is so again only when taken.
-        unsafe { self.queue.offer(buffer, self.buffers.address(buffer), total, false) };
-        result
     }
 }
 
@@ -132,6 +68,7 @@ pub(crate) struct Nic {
     pub(crate) transmitter: Transmitter,
     /// The machine is a lockstep machine: no notifications, no acknowledgements of interrupts.
     paravirtual: bool,
+    pub(crate) offloads: Offloads,
 }
 
 impl Nic {
@@ -153,7 +90,7 @@ impl Nic {
         let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
         transport.set_status(DeviceStatus::empty());
         transport.set_status(known);
-        let features = transport.read_device_features() & (feature::MAC | feature::EVENT_INDEX | feature::VERSION_1);
+        let features = transport.read_device_features() & feature::KNOWN;
         transport.write_driver_features(features);
         transport.set_status(known | DeviceStatus::FEATURES_OK);
         if features & feature::VERSION_1 == 0 || !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
@@ -174,16 +111,11 @@ impl Nic {
                 queue
             })
         };
-        let mut receiver = Receiver { queue: queue(RECEIVE)?, buffers: Buffers::new(), connecting: false };
-        let transmitter = Transmitter {
-            queue: queue(TRANSMIT)?,
-            buffers: Buffers::new(),
-            free: (0..QUEUE_SIZE).collect(),
-            starved: false,
-        };
-        (0..QUEUE_SIZE).for_each(|buffer| receiver.offer(buffer));
+        let offloads = Offloads::of(features);
+        let receiver = Receiver::new(queue(RECEIVE)?, offloads);
+        let transmitter = Transmitter::new(queue(TRANSMIT)?, offloads);
         transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
-        let mut nic = Nic { transport, mac, receiver, transmitter, paravirtual: pv::present() };
+        let mut nic = Nic { transport, mac, receiver, transmitter, paravirtual: pv::present(), offloads };
         nic.receiver.queue.ask_for_no_interrupt();
         nic.transmitter.queue.ask_for_no_interrupt();
         nic.sync();
@@ -214,7 +146,8 @@ impl Nic {
         let mut ready = self.receiver.queue.ask_for_interrupt(1);
         if self.transmitter.starved {
             // Not for every single buffer that comes back.
-            ready |= self.transmitter.queue.ask_for_interrupt(QUEUE_SIZE / 4);
+            let half = self.transmitter.queue.outstanding() / 2;
+            ready |= self.transmitter.queue.ask_for_interrupt(half.max(1));
         }
         if !self.paravirtual {
             self.notify();

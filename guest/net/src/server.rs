@@ -76,7 +76,8 @@ impl<S: Service> Server<S> {
     /// Listens on this TCP port (not 0).
     pub fn listen(&mut self, net: &mut Net, name: &str, port: u16) {
         self.ports.push(port);
-        self.rearm(&mut net.sockets);
+        let all_listen = self.rearm(&mut net.sockets);
+        net.accept(all_listen);
         println!("{name}: listening on port {port}");
     }
 
@@ -96,18 +97,22 @@ impl<S: Service> Server<S> {
             let seen = Net::interrupts();
             let packets = net.take_in(|sockets| self.rearm(sockets));
             self.service.turn(Now { since_boot_ms: now_ms() });
-            self.serve_all(&mut net.sockets);
+            if self.serve_all(&mut net.sockets) {
+                let all_listen = self.rearm(&mut net.sockets);
+                net.accept(all_listen);
+            }
             net.put_out();
             net.rest(seen, packets);
         }
     }
 
-    /// Sees to it that enough sockets listen. A client that finds none is refused.
-    fn rearm(&mut self, sockets: &mut SocketSet<'static>) {
+    /// Sees to it that enough sockets listen. Whether there is at least one on each port.
+    fn rearm(&mut self, sockets: &mut SocketSet<'static>) -> bool {
+        let mut all = true;
         for &port in &self.ports {
             let listens = |slot: &&Slot<_>| slot.port == port && state(sockets, slot) == tcp::State::Listen;
             let listening = self.slots.iter().filter(listens).count();
-            for _ in listening..self.limits.backlog {
+            for there in listening..self.limits.backlog {
                 if self.slots.len() < self.limits.connections {
                     let socket = self.spare.pop().unwrap_or_else(|| new_socket(&self.limits));
                     self.slots.push(Slot { handle: sockets.add(listen(socket, port)), port, open: None });
@@ -115,7 +120,10 @@ impl<S: Service> Server<S> {
                 }
                 // Full. A connection that has ended, and only remembers it for late packets, may be forgotten early.
                 let ended = |slot: &&mut Slot<_>| state(sockets, slot) == tcp::State::TimeWait;
-                let Some(slot) = self.slots.iter_mut().find(ended) else { return };
+                let Some(slot) = self.slots.iter_mut().find(ended) else {
+                    all &= there > 0;
+                    break;
+                };
                 if let Some(open) = slot.open.take() {
                     self.service.closed(open.connection);
                 }
@@ -124,9 +132,12 @@ impl<S: Service> Server<S> {
                 *slot = Slot { handle: sockets.add(listen(socket, port)), port, open: None };
             }
         }
+        all
     }
 
-    fn serve_all(&mut self, sockets: &mut SocketSet<'static>) {
+    /// Serves every connection. Whether there is a socket less in use.
+    fn serve_all(&mut self, sockets: &mut SocketSet<'static>) -> bool {
+        let mut freed = false;
         for &handle in &self.udp {
             echo_datagrams(sockets.get_mut(handle));
         }
@@ -142,7 +153,7 @@ impl<S: Service> Server<S> {
                         self.service.closed(open.connection);
                     }
                     self.spare.push(take(sockets, slot.handle));
-                    self.rearm(sockets);
+                    freed = true;
                     continue;
                 }
                 _ => {
@@ -159,6 +170,7 @@ impl<S: Service> Server<S> {
             }
             index += 1;
         }
+        freed
     }
 }
 

@@ -1,5 +1,5 @@
 //! The driver's end of a virtio queue (virtio 1.2, section 2.7, "split virtqueues"): buffers of one descriptor each, event
-//! index, no I/O.
+//! index, no I/O. And [`net_header`], what stands before each frame of a network card.
 //!
 //! Nothing here touches a device register: a driver offers any number of buffers and then asks once whether the device
 //! [wants to be told](Queue::must_notify). Where the device looks at its queues anyway, it need not ask at all. In the same way
@@ -13,6 +13,7 @@ use alloc::boxed::Box;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, fence};
 
+pub mod net_header;
 #[cfg(test)]
 mod tests;
 

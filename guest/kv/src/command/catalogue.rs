@@ -14,6 +14,8 @@ pub(crate) const FAST: u16 = 8;
 pub(crate) const IMMEDIATE: u16 = 16;
 /// Refused inside of a transaction.
 pub(crate) const NOT_IN_MULTI: u16 = 64;
+/// Its first argument is one of the subcommands.
+pub(crate) const CONTAINER: u16 = 128;
 /// For administrators.
 pub(crate) const ADMIN: u16 = 32;
 
@@ -32,14 +34,19 @@ pub(crate) struct Command {
 impl Command {
     #[inline]
     pub(crate) fn takes(&self, args: usize) -> bool {
-        let wanted = usize::from(self.arity.unsigned_abs());
-        args == wanted || (self.arity < 0 && args > wanted)
+        takes(self.arity, args)
     }
 
     #[inline]
     pub(crate) fn is(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }
+}
+
+#[inline]
+fn takes(arity: i8, args: usize) -> bool {
+    let wanted = usize::from(arity.unsigned_abs());
+    args == wanted || (arity < 0 && args > wanted)
 }
 
 const fn command(
@@ -104,8 +111,8 @@ pub(crate) static COMMANDS: &[Command] = &[
     command("dbsize", 1, READ | FAST, NO_KEYS, keys::dbsize),
     command("flushdb", -1, WRITE, NO_KEYS, keys::flush),
     command("flushall", -1, WRITE, NO_KEYS, keys::flush),
-    command("object", -2, READ, (2, 2, 1), keys::object),
-    command("memory", -2, READ, (2, 2, 1), keys::memory),
+    command("object", -2, READ | CONTAINER, (2, 2, 1), keys::object),
+    command("memory", -2, READ | CONTAINER, (2, 2, 1), keys::memory),
 
     command("lpush", -3, WRITE | DENY_OOM | FAST, ONE_KEY, lists::lpush),
     command("rpush", -3, WRITE | DENY_OOM | FAST, ONE_KEY, lists::rpush),
@@ -184,7 +191,7 @@ pub(crate) static COMMANDS: &[Command] = &[
     command("zscan", -3, READ, ONE_KEY, scan::zscan),
 
     command("multi", 1, FAST | IMMEDIATE, NO_KEYS, transactions::multi),
-    command("exec", 1, IMMEDIATE, NO_KEYS, transactions::exec),
+    command("exec", -1, IMMEDIATE, NO_KEYS, transactions::exec),
     command("discard", 1, FAST | IMMEDIATE, NO_KEYS, transactions::discard),
     command("watch", -2, FAST | IMMEDIATE, ALL_KEYS, transactions::watch),
     command("unwatch", 1, FAST, NO_KEYS, transactions::unwatch),
@@ -196,13 +203,46 @@ pub(crate) static COMMANDS: &[Command] = &[
     command("hello", -1, FAST, NO_KEYS, server::hello),
     command("auth", -2, FAST, NO_KEYS, server::auth),
     command("select", 2, FAST, NO_KEYS, server::select),
-    command("client", -2, 0, NO_KEYS, clients::client),
-    command("command", -1, 0, NO_KEYS, server::command),
-    command("config", -2, ADMIN, NO_KEYS, server::config),
+    command("client", -2, CONTAINER, NO_KEYS, clients::client),
+    command("command", -1, CONTAINER, NO_KEYS, server::command),
+    command("config", -2, ADMIN | CONTAINER, NO_KEYS, server::config),
     command("info", -1, 0, NO_KEYS, server::info),
     command("time", 1, FAST, NO_KEYS, server::time),
     command("shutdown", -1, ADMIN | NOT_IN_MULTI, NO_KEYS, server::shutdown),
 ];
+
+/// All subcommands with their numbers of arguments, counted as with commands.
+const SUBCOMMANDS: &[(&str, i8)] = &[
+    ("client|getname", 2),
+    ("client|id", 2),
+    ("client|info", 2),
+    ("client|kill", -3),
+    ("client|list", -2),
+    ("client|no-evict", 3),
+    ("client|no-touch", 3),
+    ("client|setinfo", 4),
+    ("client|setname", 3),
+    ("command|count", 2),
+    ("command|docs", -2),
+    ("command|getkeys", -3),
+    ("command|info", -2),
+    ("command|list", 2),
+    ("config|get", -3),
+    ("config|resetstat", 2),
+    ("config|rewrite", 2),
+    ("config|set", -4),
+    ("memory|usage", -3),
+    ("object|encoding", 3),
+    ("object|refcount", 3),
+];
+
+/// A subcommand's full name, and whether it takes so many arguments.
+pub(crate) fn subcommand(command: &str, name: &[u8], args: usize) -> Option<(&'static str, bool)> {
+    SUBCOMMANDS.iter().find_map(|&(full, arity)| {
+        let own = full.strip_prefix(command)?.strip_prefix('|')?;
+        own.as_bytes().eq_ignore_ascii_case(name).then(|| (full, takes(arity, args)))
+    })
+}
 
 /// Slots of the table of names; more than four times the commands.
 const SLOTS: usize = 1024;

@@ -235,7 +235,7 @@ pub(super) fn keys(c: &mut Call<'_, '_>) -> Outcome {
     let mut found = 0;
     for at in 0..c.store.len() {
         let (key, slot) = c.store.at(at);
-        if slot.expires_ms >= c.now_ms && glob::matches(pattern, key) {
+        if slot.expires_ms >= c.now_ms && glob::matches(pattern, key, c.store.settings.poll) {
             c.out.bulk(key);
             found += 1;
         }
@@ -285,21 +285,7 @@ pub(super) fn flush(c: &mut Call<'_, '_>) -> Outcome {
 }
 
 pub(super) fn object(c: &mut Call<'_, '_>) -> Outcome {
-    if c.is(1, "HELP") && c.args.len() == 2 {
-        return c.help(&[
-            "ENCODING <key>",
-            "    The kind of object that Redis would have there.",
-            "REFCOUNT <key>",
-            "    Always 1.",
-        ]);
-    }
     let encoding = c.is(1, "ENCODING");
-    if !encoding && !c.is(1, "REFCOUNT") {
-        return Err(c.unknown_subcommand("OBJECT"));
-    }
-    if c.args.len() != 3 {
-        return Err(Refusal::Arity(if encoding { "object|encoding" } else { "object|refcount" }));
-    }
     match c.store.find(c.args.at(2), c.now_ms) {
         None => c.out.null(),
         Some(at) if encoding => c.out.bulk(c.store.slot(at).value.encoding().as_bytes()),
@@ -309,9 +295,6 @@ pub(super) fn object(c: &mut Call<'_, '_>) -> Outcome {
 }
 
 pub(super) fn memory(c: &mut Call<'_, '_>) -> Outcome {
-    if !c.is(1, "USAGE") {
-        return Err(c.unknown_subcommand("MEMORY"));
-    }
     // `SAMPLES n` is taken and not needed: all elements are counted.
     if c.args.len() != 3 && !(c.args.len() == 5 && c.is(3, "SAMPLES")) {
         return Err(Refusal::Syntax);

@@ -20,6 +20,7 @@ use crate::resp::Args;
 use crate::store::Store;
 
 pub(crate) use catalogue::{COMMANDS, Command, Names};
+pub(crate) use transactions::forget_watched;
 
 /// Every so many elements of a loop, the caller is polled.
 pub(crate) const POLL_EVERY: usize = 64;
@@ -45,9 +46,20 @@ impl Call<'_, '_> {
         bytes::parse_i64(self.args.at(at)).ok_or(Refusal::NotInteger)
     }
 
+    /// A whole number from zero on among the arguments; `otherwise` says why not.
+    pub(crate) fn size_or(&self, at: usize, otherwise: Refusal) -> Result<usize, Refusal> {
+        bytes::parse_i64(self.args.at(at)).and_then(|value| usize::try_from(value).ok()).ok_or(otherwise)
+    }
+
     /// Whether an argument is this word (given in capitals).
     pub(crate) fn is(&self, at: usize, word: &str) -> bool {
         self.args.at(at).eq_ignore_ascii_case(word.as_bytes())
+    }
+
+    /// A string of its own.
+    #[inline]
+    pub(crate) fn own(&self, text: &[u8]) -> bytes::Bytes {
+        bytes::copy(text, self.store.settings.poll)
     }
 
     /// Lets the caller see to other things, now and then in a loop.
@@ -58,28 +70,9 @@ impl Call<'_, '_> {
         }
     }
 
-    /// An error reply with the client's own words in it, kept to one line.
+    /// An error reply with the client's own words in it.
     pub(crate) fn say(&mut self, before: &str, words: &[u8], behind: &str) -> Refusal {
-        let mut text = alloc::format!("-ERR {before}").into_bytes();
-        text.extend(words.iter().take(128).map(|&byte| one_line(byte)));
-        text.extend_from_slice(behind.as_bytes());
-        text.extend_from_slice(b"\r\n");
-        self.out.raw(&text);
-        Refusal::Said
-    }
-
-    pub(crate) fn unknown_subcommand(&mut self, command: &str) -> Refusal {
-        let behind = alloc::format!("'. Try {command} HELP.");
-        self.say("unknown subcommand '", self.args.at(1), &behind)
-    }
-
-    /// The lines of a `HELP` subcommand.
-    pub(crate) fn help(&mut self, lines: &[&str]) -> Outcome {
-        self.out.array(lines.len());
-        for line in lines {
-            self.out.simple(line);
-        }
-        Ok(())
+        say(self.out, before, words, behind)
     }
 
     pub(crate) fn arity(&self) -> Refusal {
@@ -97,8 +90,10 @@ pub(crate) fn execute(store: &mut Store, client: &mut Client, args: Args<'_>, ou
             let command = &COMMANDS[usize::from(number)];
             if !command.takes(args.len()) {
                 Err(Refusal::Arity(command.name))
-            } else if let Err(full) = check_memory(store, command, args) {
-                Err(full)
+            } else if let Err(refusal) =
+                check_subcommand(command, args, out).and_then(|()| check_memory(store, command, args))
+            {
+                Err(refusal)
             } else if client.queue.is_some() && !command.is(catalogue::IMMEDIATE) {
                 transactions::enqueue(store, client, number, args, out)
             } else {
@@ -131,6 +126,32 @@ pub(crate) fn check_memory(store: &Store, command: &Command, args: Args<'_>) -> 
         return Ok(());
     }
     store.room_for(args.total_bytes() + args.len() * ELEMENT_BYTES)
+}
+
+/// Whether a command that has subcommands was given one of them.
+#[inline]
+fn check_subcommand(command: &Command, args: Args<'_>, out: &mut Reply<'_>) -> Outcome {
+    if !command.is(catalogue::CONTAINER) || args.len() < 2 {
+        return Ok(());
+    }
+    match catalogue::subcommand(command.name, args.at(1), args.len()) {
+        Some((_, true)) => Ok(()),
+        Some((name, false)) => Err(Refusal::Arity(name)),
+        None => {
+            let behind = alloc::format!("'. Try {} HELP.", command.name.to_ascii_uppercase());
+            Err(say(out, "unknown subcommand '", args.at(1), &behind))
+        }
+    }
+}
+
+/// An error reply with the client's own words in it, kept to one line.
+fn say(out: &mut Reply<'_>, before: &str, words: &[u8], behind: &str) -> Refusal {
+    let mut text = alloc::format!("-ERR {before}").into_bytes();
+    text.extend(words.iter().take(128).map(|&byte| one_line(byte)));
+    text.extend_from_slice(behind.as_bytes());
+    text.extend_from_slice(b"\r\n");
+    out.raw(&text);
+    Refusal::Said
 }
 
 /// A reply's line must not end early.

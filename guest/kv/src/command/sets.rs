@@ -114,6 +114,9 @@ pub(super) fn smove(c: &mut Call<'_, '_>) -> Outcome {
 }
 
 pub(super) fn spop(c: &mut Call<'_, '_>) -> Outcome {
+    if c.args.len() > 3 {
+        return Err(Refusal::Syntax);
+    }
     let count = super::lists::count(c, 2)?;
     let length = c.store.open::<Members>(c.args.at(1), c.now_ms)?.map_or(0, |(_, members)| members.len());
     let many = match count {
@@ -292,11 +295,13 @@ pub(super) fn sintercard(c: &mut Call<'_, '_>) -> Outcome {
         return Err(Refusal::NumKeysTooMany);
     }
     let options = 2 + keys;
-    let most = match c.args.len() - options {
-        0 => 0,
-        2 if c.is(options, "LIMIT") => usize::try_from(c.int(options + 1)?).map_err(|_| Refusal::LimitNegative)?,
-        _ => return Err(Refusal::Syntax),
-    };
+    let mut most = 0;
+    for at in (options..c.args.len()).step_by(2) {
+        if !c.is(at, "LIMIT") || at + 1 == c.args.len() {
+            return Err(Refusal::Syntax);
+        }
+        most = c.size_or(at + 1, Refusal::LimitNegative)?;
+    }
     let result = combine(c, Combine::Intersection, 2, options, if most == 0 { usize::MAX } else { most })?;
     c.out.size(result.len());
     c.store.free_table(result);

@@ -1,7 +1,5 @@
 //! Transactions: `MULTI` queues, `EXEC` carries out, unless a key under `WATCH` has changed.
 
-use alloc::vec::Vec;
-
 use super::{COMMANDS, Call, Outcome, catalogue, check_memory};
 use crate::bytes::Bytes;
 use crate::client::{Client, Queue, Watched};
@@ -54,29 +52,41 @@ fn note(store: &mut Store, client: &Client) {
 
 /// Ends the transaction and the watches.
 pub(super) fn end(c: &mut Call<'_, '_>) -> Option<Queue> {
-    c.client.watched = Vec::new();
+    forget_watched(c.store, c.client);
     let queue = c.client.queue.take();
     note(c.store, c.client);
     queue
 }
 
+/// Ends the watches.
+pub(crate) fn forget_watched(store: &mut Store, client: &mut Client) {
+    for key in core::mem::take(&mut client.watched) {
+        store.unwatch(key.hash, &key.key);
+    }
+}
+
 pub(super) fn exec(c: &mut Call<'_, '_>) -> Outcome {
+    if c.args.len() != 1 {
+        end(c);
+        return Err(Refusal::ExecArity);
+    }
     if c.client.queue.is_none() {
         return Err(Refusal::WithoutMulti("EXEC"));
     }
-    let watched = core::mem::take(&mut c.client.watched);
+    let mut changed = false;
+    for key in &c.client.watched {
+        changed |= c.store.changed_since(key.hash, &key.key, key.since, c.now_ms);
+    }
     let Some(queue) = end(c) else { return Ok(()) };
     if queue.failed {
         return Err(Refusal::ExecAbort);
     }
-    for key in &watched {
-        if c.store.version(key.hash, &key.key, c.now_ms) != key.version {
-            c.out.null_array();
-            return Ok(());
-        }
+    if changed {
+        c.out.null_array();
+        return Ok(());
     }
     for (command, args) in queue.iter() {
-        check_memory(c.store, &COMMANDS[usize::from(command)], args)?;
+        check_memory(c.store, &COMMANDS[usize::from(command)], args).map_err(|_| Refusal::ExecMemory)?;
     }
     c.out.array(queue.len());
     for (command, args) in queue.iter() {
@@ -113,8 +123,8 @@ pub(super) fn watch(c: &mut Call<'_, '_>) -> Outcome {
             continue;
         }
         c.store.room_for(2 * (c.client.watched.len() + 1) * size_of::<Watched>() + key.len())?;
-        let version = c.store.version(hash, key, c.now_ms);
-        c.client.watched.push(Watched { hash, key: Bytes::from_slice(key), version });
+        let since = c.store.watch(hash, key, c.now_ms);
+        c.client.watched.push(Watched { hash, key: Bytes::from_slice(key), since });
         c.poll_at(number);
     }
     note(c.store, c.client);
@@ -123,7 +133,7 @@ pub(super) fn watch(c: &mut Call<'_, '_>) -> Outcome {
 }
 
 pub(super) fn unwatch(c: &mut Call<'_, '_>) -> Outcome {
-    c.client.watched = Vec::new();
+    forget_watched(c.store, c.client);
     note(c.store, c.client);
     c.out.ok();
     Ok(())

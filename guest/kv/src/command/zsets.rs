@@ -202,7 +202,7 @@ fn pop(c: &mut Call<'_, '_>, highest: bool) -> Outcome {
     }
     let many = match c.args.len() {
         2 => 1,
-        _ => usize::try_from(c.int(2)?).map_err(|_| Refusal::NotPositive)?,
+        _ => c.size_or(2, Refusal::NotPositive)?,
     };
     let poll = c.store.settings.poll;
     let seed = c.store.seed.clone();
@@ -354,8 +354,11 @@ impl Query {
             }
             at += 1;
         }
-        if query.limit.is_some() && query.by == By::Rank {
-            return Err(Refusal::LimitAlone);
+        if query.by == By::Rank {
+            // A limit of -1 is none.
+            if query.limit.take().is_some_and(|(_, most)| most != -1) {
+                return Err(Refusal::LimitAlone);
+            }
         }
         if query.with_scores && query.by == By::Text {
             return Err(Refusal::WithScoresByLex);
@@ -469,7 +472,8 @@ fn remove_range(c: &mut Call<'_, '_>, by: By) -> Outcome {
             if let Some(member) = zset.at_rank(first).map(|(_, member)| member.clone()) {
                 zset.remove(seed.hash(&member), &member);
             }
-            if number % POLL_EVERY == POLL_EVERY - 1 {
+            // Finding a rank takes some time in a large set.
+            if number % 8 == 0 {
                 poll();
             }
         }

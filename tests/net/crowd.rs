@@ -1,0 +1,231 @@
+//! Clients that record every call: each has one connection for its whole life, and a reset, an error or an answer that makes no
+//! sense is the end of the test. What they saw is judged by one order per key ([`super::linear`]).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::linear::{Call, explain};
+use super::object::{Ask, Items, Object, Told};
+use super::resp::{Connection, Reply};
+use crate::common::{PATIENCE, Random, eventually};
+
+/// How many keys of each kind there are. Enough that each one's history stays short, few enough that clients meet.
+const STRINGS: u64 = 48;
+const COUNTERS: u64 = 8;
+const LISTS: u64 = 6;
+
+struct Shared {
+    stop: AtomicBool,
+    /// Answers that each client has.
+    answers: Vec<AtomicU64>,
+    /// What no client may see.
+    troubles: Mutex<Vec<String>>,
+    /// The keys' names begin with it.
+    page: AtomicU64,
+}
+
+/// Calls on each key.
+type History = BTreeMap<String, Vec<Call>>;
+
+/// The clients.
+pub struct Crowd {
+    threads: Vec<JoinHandle<History>>,
+    shared: Arc<Shared>,
+    /// Connected from the beginning; reads everything at the end.
+    auditor: Connection,
+}
+
+/// What the clients have seen.
+pub struct Seen {
+    history: History,
+    /// Calls that the clients made.
+    pub calls: usize,
+    clients: usize,
+}
+
+impl Crowd {
+    /// Waits until the server answers, and connects `clients` clients and the auditor.
+    #[track_caller]
+    pub fn gather(server: SocketAddr, namespace: &str, clients: usize, random: &mut Random) -> Crowd {
+        let auditor = eventually("the server answers", || {
+            let mut connection = Connection::open(server, namespace).ok()?;
+            (connection.ask(&["PING"]).ok()? == Reply::Simple("PONG".into())).then_some(connection)
+        });
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            answers: (0..clients).map(|_| AtomicU64::new(0)).collect(),
+            troubles: Mutex::default(),
+            page: AtomicU64::new(0),
+        });
+        let client = |client| {
+            let connection = Connection::open(server, namespace).expect("a client connects");
+            // Some call without a break, some think, and some are silent most of the time.
+            let think_us = [0, 0, 500, 3000, 20_000][client % 5];
+            let (shared, random) = (shared.clone(), Random::new(random.below(u64::MAX)));
+            std::thread::spawn(move || live(client, connection, &shared, think_us, random))
+        };
+        Crowd { threads: (0..clients).map(client).collect(), shared, auditor }
+    }
+
+    #[track_caller]
+    fn no_trouble(&self) {
+        let troubles = self.shared.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(troubles.is_empty(), "clients saw what they may not see:\n{}", troubles.join("\n"));
+    }
+
+    /// Waits until every client has that many more answers.
+    #[track_caller]
+    pub fn goes_on(&self, answers: u64) {
+        let now = |client: &AtomicU64| client.load(Ordering::Relaxed);
+        let goals: Vec<u64> = self.shared.answers.iter().map(|client| now(client) + answers).collect();
+        eventually("every client goes on", || {
+            self.no_trouble();
+            self.shared.answers.iter().zip(&goals).all(|(client, &goal)| now(client) >= goal).then_some(())
+        });
+    }
+
+    /// From now on the clients take other keys.
+    pub fn turn_the_page(&self) {
+        self.shared.page.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Answers of all clients so far.
+    pub fn answers(&self) -> u64 {
+        self.shared.answers.iter().map(|client| client.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Goes on for a while.
+    #[track_caller]
+    pub fn work_for(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while let Some(rest) = until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {
+            self.no_trouble();
+            std::thread::sleep(rest.min(Duration::from_millis(20)));
+        }
+    }
+
+    /// Has every client finish its call, then reads everything that is there.
+    #[track_caller]
+    pub fn finish(mut self) -> Seen {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let mut history = History::new();
+        let clients = self.threads.len();
+        for thread in self.threads.drain(..) {
+            for (key, calls) in thread.join().expect("a client does not panic") {
+                history.entry(key).or_default().extend(calls);
+            }
+        }
+        self.no_trouble();
+        let calls = history.values().map(Vec::len).sum();
+        for (key, calls) in &mut history {
+            let ask = if calls.iter().any(|call| matches!(call.ask, Ask::Push(_))) { Ask::Range } else { Ask::Get };
+            let call =
+                call(&mut self.auditor, clients, key, ask).unwrap_or_else(|trouble| panic!("auditor: {trouble}"));
+            calls.push(call);
+        }
+        Seen { history, calls, clients }
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        // On failure the threads end by themselves, at the latest when their connections do.
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Seen {
+    /// Holds every key's history against one server that does one thing after the other.
+    #[track_caller]
+    pub fn is_linearizable(&self) {
+        for (key, calls) in &self.history {
+            explain(Object::Absent, calls).unwrap_or_else(|wrong| panic!("{key}, {} calls: {wrong}", calls.len()));
+        }
+    }
+
+    /// The longest wait of each client for an answer that came after `since`; of a call before it, the time since then.
+    pub fn pauses(&self, since: Instant) -> Vec<Duration> {
+        let mut pauses = vec![None; self.clients + 1];
+        for call in self.history.values().flatten() {
+            if let Some((at, _)) = call.answered.filter(|&(at, _)| at > since) {
+                let pause = &mut pauses[call.client];
+                *pause = (*pause).max(Some(at - call.called.max(since)));
+            }
+        }
+        pauses.truncate(self.clients);
+        pauses.into_iter().flatten().collect()
+    }
+
+    /// Longest history of a key.
+    pub fn longest(&self) -> usize {
+        self.history.values().map(Vec::len).max().unwrap_or(0)
+    }
+}
+
+fn live(client: usize, mut connection: Connection, shared: &Shared, think_us: u64, mut random: Random) -> History {
+    let mut history = History::new();
+    let mut values = (client as u64 + 1) << 32;
+    while !shared.stop.load(Ordering::Relaxed) {
+        values += 1;
+        let page = shared.page.load(Ordering::Relaxed);
+        let (key, ask) = match random.below(10) {
+            0..3 => (format!("{page}:string:{}", random.below(STRINGS)), Ask::Set(values)),
+            3..6 => (format!("{page}:string:{}", random.below(STRINGS)), Ask::Get),
+            6..8 => (format!("{page}:counter:{}", random.below(COUNTERS)), Ask::Incr),
+            _ => (format!("{page}:list:{}", random.below(LISTS)), Ask::Push(values)),
+        };
+        match call(&mut connection, client, &key, ask) {
+            Ok(call) => history.entry(key).or_default().push(call),
+            Err(trouble) => {
+                let trouble = format!("client {client}, {key} {ask:?}: {trouble}");
+                shared.troubles.lock().unwrap_or_else(PoisonError::into_inner).push(trouble);
+                break;
+            }
+        }
+        shared.answers[client].fetch_add(1, Ordering::Relaxed);
+        if think_us > 0 {
+            std::thread::sleep(Duration::from_micros(random.below(think_us)));
+        }
+    }
+    history
+}
+
+/// One call and its answer.
+fn call(connection: &mut Connection, client: usize, key: &str, ask: Ask) -> Result<Call, String> {
+    let called = Instant::now();
+    let reply = match ask {
+        Ask::Get => connection.ask(&["GET", key]),
+        Ask::Set(value) => connection.ask(&["SET", key, &value.to_string()]),
+        Ask::Incr => connection.ask(&["INCR", key]),
+        Ask::Push(item) => connection.ask(&["RPUSH", key, &item.to_string()]),
+        Ask::Range => connection.ask(&["LRANGE", key, "0", "-1"]),
+    };
+    let at = Instant::now();
+    let reply = reply.map_err(|error| format!("{error}, {:?} after the call (patience {PATIENCE:?})", at - called))?;
+    let told = understand(ask, &reply).ok_or_else(|| format!("{reply:?} is no answer to this"))?;
+    Ok(Call { client, ask, called, answered: Some((at, told)) })
+}
+
+fn understand(ask: Ask, reply: &Reply) -> Option<Told> {
+    let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<u64>().ok();
+    Some(match (ask, reply) {
+        (Ask::Get, Reply::Bulk(None)) => Told::Nothing,
+        (Ask::Get, Reply::Bulk(Some(value))) => Told::Number(number(value)?),
+        (Ask::Set(_), Reply::Simple(ok)) if ok == "OK" => Told::Done,
+        (Ask::Incr | Ask::Push(_), Reply::Integer(value)) => Told::Number(u64::try_from(*value).ok()?),
+        (Ask::Range, Reply::Array(items)) if items.is_empty() => Told::Nothing,
+        (Ask::Range, Reply::Array(items)) => {
+            let mut all = Items::default();
+            for item in items {
+                let Reply::Bulk(Some(item)) = item else { return None };
+                all = all.with(number(item)?);
+            }
+            Told::Items(all)
+        }
+        _ => return None,
+    })
+}
