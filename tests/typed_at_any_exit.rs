@@ -7,6 +7,7 @@ use lockstep::guest;
 use lockstep::machine::digest::Digest;
 use lockstep::machine::doors::{ConsoleInput, EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use lockstep::machine::instant::Instant;
+use lockstep::machine::packets::Packets;
 use lockstep::machine::snapshot::Boot;
 use lockstep::machine::{Machine, Tracking, cpuid};
 
@@ -47,6 +48,10 @@ impl Inputs for Typist {
 impl Outputs for Typist {
     fn console(&mut self, _: Instant, bytes: &[u8]) -> Result<(), Halt> {
         self.screen.extend(bytes);
+        Ok(())
+    }
+
+    fn network(&mut self, _: Instant, _: &mut Packets) -> Result<(), Halt> {
         Ok(())
     }
 

@@ -169,7 +169,7 @@ impl ZSet {
     /// Another of the same, made with pauses.
     pub(crate) fn copy(&self, poll: fn()) -> ZSet {
         // Members keep their numbers, so the order can be taken over.
-        ZSet { members: self.members.copy(poll), runs: self.runs.clone() }
+        ZSet { members: self.members.copy(poll), runs: self.runs.iter().inspect(|_| poll()).cloned().collect() }
     }
 
     /// Bytes of heap.

@@ -43,6 +43,8 @@ pub struct Net {
     dhcp: Option<SocketHandle>,
     /// How far to trust that the card has new packets right after it took the last. See [`rest`](Self::rest).
     sync_trust: u8,
+    /// Turns since the last sync.
+    untried: u32,
 }
 
 impl Net {
@@ -64,8 +66,14 @@ impl Net {
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(nic.mac)));
         config.random_seed = entropy::random();
         let interface = Interface::new(config, &mut nic, now());
-        let mut net =
-            Net { nic, interface, sockets: SocketSet::new(alloc::vec::Vec::new()), dhcp: None, sync_trust: 0 };
+        let mut net = Net {
+            nic,
+            interface,
+            sockets: SocketSet::new(alloc::vec::Vec::new()),
+            dhcp: None,
+            sync_trust: 0,
+            untried: 0,
+        };
         match address {
             Some(address) => net.set_address(Some(address), gateway),
             None => {
@@ -152,11 +160,14 @@ impl Net {
     /// The end of a turn: returns when there may be something to do. `seen` is the number of interrupts at the turn's start,
     /// `packets` how many came in it.
     ///
-    /// Under load the next packets are there already when the card takes the last ones, and asking it (17 µs) is cheaper than
-    /// sleeping and being woken (50 µs). With one packet at a time it is the other way round.
+    /// Asking the card costs 17 µs, sleeping and being woken 50 µs. If packets come in fast enough that the next are there already when the card
+    /// takes the last ones, asking is better; if not, it is for nothing. What happened the last times decides.
     pub(crate) fn rest(&mut self, seen: u64, packets: usize) {
         console::flush();
-        if packets > 1 || (packets == 1 && self.sync_trust > 0) || self.nic.receiver.has_frame() {
+        self.untried += 1;
+        let try_sync = packets > 0 && (self.sync_trust > 0 || self.untried >= SYNC_TRIAL);
+        if try_sync || self.nic.receiver.has_frame() {
+            self.untried = 0;
             self.nic.sync();
             if self.nic.receiver.has_frame() {
                 self.sync_trust = SYNC_TRUST;
@@ -172,8 +183,10 @@ impl Net {
     }
 }
 
-/// After a sync that brought packets, so many may bring none until one packet at a time is reason to sleep.
-const SYNC_TRUST: u8 = 4;
+/// After a sync that brought packets, so many may bring none before sleeping is the rule.
+const SYNC_TRUST: u8 = 2;
+/// After so many turns that slept, a sync is tried again.
+const SYNC_TRIAL: u32 = 32;
 
 /// The time as the stack sees it: in ticks, which cost nothing; without ticks the clock, an exit.
 fn now() -> Instant {

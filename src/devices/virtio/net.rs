@@ -14,6 +14,7 @@ use vm_memory::{Address, Bytes};
 
 use super::misuse::{Misuse, StateError};
 use super::mmio::{Identity, Request, Transport, TransportState};
+use super::reach::Reach;
 use super::ring::{Buffer, Direction, MAX_SIZE};
 use crate::machine::memory::Memory;
 use crate::machine::packets::{HEADER, Packets};
@@ -110,6 +111,7 @@ impl Nic {
 
     /// The guest writes at `offset` in the card's slot. True: it has notified the transmit queue, and [`transmit`](Self::transmit) is due.
     pub fn write(&mut self, offset: u64, data: &[u8], memory: &Memory) -> bool {
+        let memory = &Reach::new(memory);
         match self.transport.write(offset, data, memory) {
             None => false,
             // Receive buffers are seen at the next exit, which this one is.
@@ -126,7 +128,7 @@ impl Nic {
 
     /// Packets that the guest has made receive buffers available for. Cheap: called at every instant.
     pub fn room(&self, memory: &Memory) -> usize {
-        if self.transport.live() { self.transport.ring(RX).available(memory) } else { 0 }
+        if self.transport.live() { self.transport.ring(RX).available(&Reach::new(memory)) } else { 0 }
     }
 
     /// Takes what the guest has queued for sending, as far as it fits into `packets`, which is empty before. Call again until it
@@ -135,7 +137,7 @@ impl Nic {
         if !self.transport.live() {
             return;
         }
-        match self.take_chains(memory, packets) {
+        match self.take_chains(&Reach::new(memory), packets) {
             Ok(false) => {}
             Ok(true) => self.transport.interrupt(),
             Err(misuse) => self.transport.fail(misuse),
@@ -146,7 +148,7 @@ impl Nic {
     pub fn receive(&mut self, memory: &Memory, packets: &Packets) {
         let before = self.counters.received;
         if self.transport.live() {
-            match self.fill_chains(memory, packets) {
+            match self.fill_chains(&Reach::new(memory), packets) {
                 Ok(false) => {}
                 Ok(true) => self.transport.interrupt(),
                 Err(misuse) => self.transport.fail(misuse),
@@ -177,7 +179,7 @@ impl Nic {
     }
 
     /// Whether the guest wants an interrupt.
-    fn take_chains(&mut self, memory: &Memory, packets: &mut Packets) -> Result<bool, Misuse> {
+    fn take_chains(&mut self, memory: &Reach, packets: &mut Packets) -> Result<bool, Misuse> {
         let checksums = self.transport.negotiated() & CSUM != 0;
         let ring = self.transport.ring_mut(TX);
         let mut taken = false;
@@ -208,7 +210,7 @@ impl Nic {
     }
 
     /// Whether the guest wants an interrupt.
-    fn fill_chains(&mut self, memory: &Memory, packets: &Packets) -> Result<bool, Misuse> {
+    fn fill_chains(&mut self, memory: &Reach, packets: &Packets) -> Result<bool, Misuse> {
         let offloads = self.offloads();
         let ring = self.transport.ring_mut(RX);
         let before = self.counters.received;
@@ -293,7 +295,7 @@ fn clean_header(packet: &mut [u8], checksums: bool) {
 }
 
 /// Appends the contents of `buffers`, a whole packet, to `bytes`. False: memory was not there.
-fn gather(memory: &Memory, buffers: &[Buffer], bytes: &mut Vec<u8>, checksums: bool) -> bool {
+fn gather(memory: &Reach, buffers: &[Buffer], bytes: &mut Vec<u8>, checksums: bool) -> bool {
     let start = bytes.len();
     let read = buffers.iter().all(|buffer| memory.write_all_volatile_to(buffer.address, bytes, buffer.length).is_ok());
     if read {
@@ -303,7 +305,7 @@ fn gather(memory: &Memory, buffers: &[Buffer], bytes: &mut Vec<u8>, checksums: b
 }
 
 /// Writes `parts`, one after the other, to `buffers`, which are long enough.
-fn scatter(memory: &Memory, buffers: &[Buffer], parts: [&[u8]; 2]) -> Result<(), Misuse> {
+fn scatter(memory: &Reach, buffers: &[Buffer], parts: [&[u8]; 2]) -> Result<(), Misuse> {
     let mut buffers = buffers.iter();
     let mut at = *buffers.next().ok_or(Misuse::Chain)?;
     for mut part in parts {
