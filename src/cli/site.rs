@@ -177,13 +177,20 @@ impl Site {
 
     /// A pair, the primary on host A and the backup on host B.
     pub fn pair(&self, application: &str, arguments: &str) -> anyhow::Result<Pair> {
+        self.forget_the_guest()?;
         let [card, plug] = &nets();
         Pair::start_at(&[self.place(0, card), self.place(1, plug)], application, arguments, &[])
     }
 
     /// The same guest on host A alone.
     pub fn unprotected(&self, application: &str, arguments: &str) -> anyhow::Result<Unprotected> {
+        self.forget_the_guest()?;
         Pair::unprotected_at(&self.place(0, &nets()[0]), application, arguments)
+    }
+
+    /// A guest that is booted says nothing before it is asked. The client must ask, and not remember where the last guest died.
+    fn forget_the_guest(&self) -> anyhow::Result<()> {
+        ip(Some(&format!("{}-client", self.name)), "neigh flush dev lan\n")
     }
 
     fn place<'a>(&'a self, index: usize, net: &'a str) -> Place<'a> {
