@@ -32,6 +32,7 @@ impl Pv {
         *register = match offset {
             pv::CLOCK_NS => door.clock(at)?,
             pv::ENTROPY => door.entropy(at)?,
+            offset if let Some(word) = host_name_word(offset) => door.host_name(at, word)?,
             pv::BOOT_TIME_NS => self.boot_time_ns,
             pv::IDENTITY => pv::MAGIC,
             pv::SAFEPOINT_PAGE => self.safepoint_page,
@@ -45,4 +46,10 @@ impl Pv {
     pub fn asks_for_page(&self, offset: u64, data: &[u8]) -> Option<u64> {
         (offset == pv::SAFEPOINT_PAGE).then(|| data.try_into().ok().map(u64::from_le_bytes)).flatten()
     }
+}
+
+/// Which part of the host's name the register at this offset is.
+fn host_name_word(offset: u64) -> Option<usize> {
+    let word = offset.checked_sub(pv::HOST_NAME)? / 8;
+    (offset % 8 == 0 && word < pv::HOST_NAME_WORDS).then_some(word as usize)
 }

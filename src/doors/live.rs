@@ -82,6 +82,12 @@ impl<L: Log> Inputs for LiveDoor<L> {
         Ok(value)
     }
 
+    fn host_name(&mut self, at: Instant, word: usize) -> Result<u64, Halt> {
+        let value = self.world.host_name(word);
+        self.log(at, Body::HostName(value))?;
+        Ok(value)
+    }
+
     fn run_until(&mut self, _: Instant) -> Result<Until, Halt> {
         Ok(Until::Exit)
     }

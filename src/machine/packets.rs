@@ -26,6 +26,11 @@ impl Packets {
         Self::default()
     }
 
+    /// None yet, with memory for so many packets of so many bytes in all.
+    pub fn with_capacity(count: usize, bytes: usize) -> Self {
+        Packets { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(count) }
+    }
+
     /// Whether a packet of `length` bytes, header included, is one and still fits.
     pub fn has_room(&self, length: usize) -> bool {
         (Self::MIN_PACKET..=Self::MAX_PACKET).contains(&length)
@@ -38,6 +43,17 @@ impl Packets {
         let fits = self.has_room(packet.len());
         if fits {
             self.bytes.extend_from_slice(packet);
+            self.ends.push(self.bytes.len() as u32);
+        }
+        fits
+    }
+
+    /// Adds a packet in its two parts. False, and nothing is added, unless it [has room](Self::has_room).
+    pub fn push_frame(&mut self, header: &[u8; HEADER], frame: &[u8]) -> bool {
+        let fits = self.has_room(HEADER + frame.len());
+        if fits {
+            self.bytes.extend_from_slice(header);
+            self.bytes.extend_from_slice(frame);
             self.ends.push(self.bytes.len() as u32);
         }
         fits

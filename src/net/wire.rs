@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::NetError;
 use super::cable::{Cable, CableError, Handle, Sent};
+use super::merge;
 use super::pcap::Capture;
 use super::port::Port;
 use super::spec::Backend;
@@ -15,6 +16,8 @@ use crate::machine::packets::{HEADER, Packets};
 
 /// Packets that are received or sent in one go, at most: heartbeats and acknowledgements share the thread.
 const TURN_PACKETS: usize = 64;
+/// A long packet counts as several of so many bytes.
+const TURN_PACKET_BYTES: usize = 16 << 10;
 /// Time between two attempts to plug a lost cable in again.
 const PLUG_IN_EVERY: Duration = Duration::from_millis(250);
 /// When the guest's addresses are announced after it went live, in milliseconds. Frames get lost, most of all while a switch learns.
@@ -60,6 +63,8 @@ pub(super) struct Wire {
     plug_in_at: Option<Instant>,
     incoming: Packets,
     leaving: Option<Leaving>,
+    /// Empty; its memory is what an output is merged into.
+    spare: Packets,
     /// The cable takes nothing now: wait until it does.
     pub full: bool,
     pub capture: Option<Capture>,
@@ -80,6 +85,7 @@ impl Wire {
             plug_in_at: None,
             incoming: Packets::new(),
             leaving: None,
+            spare: Packets::new(),
             full: false,
             capture: None,
             announcing: None,
@@ -219,7 +225,7 @@ impl Wire {
         loop {
             if self.leaving.is_none() {
                 let next = port.state().next_output();
-                self.leaving = next.map(|(entry, packets)| Leaving { entry, packets, gone: 0 });
+                self.leaving = next.map(|(entry, packets)| Leaving { entry, packets: self.merged(packets), gone: 0 });
             }
             let Some(leaving) = &mut self.leaving else { return false };
             if budget == 0 {
@@ -238,8 +244,10 @@ impl Wire {
                 Ok(Sent::Left(count)) => {
                     let packets = (leaving.gone..leaving.gone + count).filter_map(|index| leaving.packets.get(index));
                     let frames = packets.map(|packet| &packet[HEADER..]);
+                    let bytes = frames.clone().map(<[u8]>::len).sum::<usize>();
                     self.packets += count as u64;
-                    self.bytes += frames.clone().map(|frame| frame.len() as u64).sum::<u64>();
+                    self.bytes += bytes as u64;
+                    budget = budget.saturating_sub(bytes / TURN_PACKET_BYTES);
                     if let Some(capture) = &self.capture {
                         capture.frames(wall_clock_ns(), frames);
                     }
@@ -264,6 +272,16 @@ impl Wire {
                 self.leaving = None;
             }
         }
+    }
+
+    /// `packets` as they leave: in fewer pieces, if the other end is the host's kernel. A capture shows what the guest sent.
+    fn merged(&mut self, mut packets: Packets) -> Packets {
+        if packets.len() > 1 && self.capture.is_none() && matches!(self.cable, Some(Cable::Tap(..))) {
+            merge::merge(&packets, &mut self.spare);
+            std::mem::swap(&mut packets, &mut self.spare);
+            self.spare.clear();
+        }
+        packets
     }
 
     /// The guest is here now.
