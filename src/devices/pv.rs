@@ -51,5 +51,5 @@ impl Pv {
 /// Which part of the host's name the register at this offset is.
 fn host_name_word(offset: u64) -> Option<usize> {
     let word = offset.checked_sub(pv::HOST_NAME)? / 8;
-    (offset % 8 == 0 && word < pv::HOST_NAME_WORDS).then_some(word as usize)
+    (offset.is_multiple_of(8) && word < pv::HOST_NAME_WORDS).then_some(word as usize)
 }
