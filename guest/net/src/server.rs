@@ -105,14 +105,14 @@ impl<S: Service> Server<S> {
         loop {
             safepoint();
             let seen = Net::interrupts();
-            let packets = net.take_in(|sockets| self.rearm(sockets));
+            net.take_in(|sockets| self.rearm(sockets));
             self.service.turn(Now { since_boot_ms: now_ms() });
             if self.serve_all(&mut net.sockets) {
                 let all_listen = self.rearm(&mut net.sockets);
                 net.accept(all_listen);
             }
             net.put_out();
-            net.rest(seen, packets);
+            net.rest(seen);
         }
     }
 
