@@ -144,8 +144,8 @@ impl Nic {
     /// something to do. The card sees what was put into the rings.
     pub(crate) fn idle(&mut self, seen: u64) {
         if self.paravirtual {
-            // A card that has seen the ring gives every buffer in it back.
-            if self.transmitter.starved {
+            // A card that has seen the ring gives every buffer in it back. Whoever is still in want of one says so again.
+            if core::mem::take(&mut self.transmitter.starved) {
                 self.sync()
             } else {
                 gate::wait(seen)
