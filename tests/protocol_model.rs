@@ -164,9 +164,11 @@ impl State {
             return;
         }
         let to = self.other(from);
-        // One heartbeat says as much as many, and any other message says it as well.
-        if to.connected && !to.dead && (!heartbeat || to.incoming.is_empty()) {
-            to.incoming.push_back(Item::Message(message));
+        // One heartbeat says as much as many, and any other message says it as well; so do acknowledgements that are equal.
+        let news = if heartbeat { to.incoming.is_empty() } else { true };
+        let item = Item::Message(message);
+        if to.connected && !to.dead && news && to.incoming.back() != Some(&item) {
+            to.incoming.push_back(item);
         }
     }
 
@@ -186,8 +188,8 @@ impl State {
     }
 
     /// What may leave now leaves.
-    fn let_out(&mut self, side: Side) {
-        if side == P && self.now >= self.lease_until {
+    fn let_out(&mut self, plant: Plant, side: Side) {
+        if side == P && !self.lease_holds(plant) {
             return;
         }
         while let Some((entry, maker)) = self.host(side).held.pop() {
@@ -199,6 +201,11 @@ impl State {
             }
             self.released_late |= side == P && !self.live_primary() && self.now - self.heard_at >= TIMEOUT;
         }
+    }
+
+    /// What P finds when it looks at its clock.
+    fn lease_holds(&self, plant: Plant) -> bool {
+        plant == Plant::IgnoreTime || self.now < self.lease_until
     }
 
     /// The survivor leaves out what has left its primary.
@@ -280,7 +287,7 @@ impl State {
                 backup::Action::Stop(_) => self.hang_up(B),
                 backup::Action::GoLive { .. } | backup::Action::RunTo { .. } | backup::Action::StopGuest => {}
             }
-            self.let_out(B);
+            self.let_out(plant, B);
         }
     }
 
@@ -430,7 +437,8 @@ impl Model for Pair {
         if state.connecting && !state.b.dead && state.b.incoming.is_empty() {
             actions.push(Action::Connect);
         }
-        if !state.p.dead && state.p.held.left_below() < state.p.held.released_below() && state.now < state.lease_until {
+        let waits = state.p.held.left_below() < state.p.held.released_below();
+        if !state.p.dead && waits && state.lease_holds(self.plant) {
             actions.push(Action::Write);
         }
         if state.guest_started && !state.p.dead && state.primary.appended() < ENTRIES {
@@ -475,13 +483,13 @@ impl Model for Pair {
                     state.p.held.push(entry, P);
                 }
             }
-            Action::Write => state.let_out(P),
+            Action::Write => state.let_out(plant, P),
             Action::WentLive => state.backup_on(plant, backup::Input::WentLive),
             Action::MakeLive => {
                 state.made_live = true;
                 let entry = if plant == Plant::ForgetTail { 0 } else { state.backup.received() };
                 state.b.held.push(entry, B);
-                state.let_out(B);
+                state.let_out(plant, B);
             }
             Action::Arbitrate(side) => {
                 let answer = state.arbitrate(side);

@@ -112,6 +112,7 @@ struct Driver {
     network: Option<Arc<Port>>,
     board: Arc<Board>,
     referee: Referee,
+    host_name: String,
     clock: Arc<ClockWord>,
     stopped: Option<StopReason>,
     divergence: Option<Box<Divergence>>,
@@ -148,6 +149,7 @@ pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
         hub,
         network: network.clone(),
         board,
+        host_name: me.host_name().into(),
         referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
         clock: Arc::new(ClockWord::default()),
         stopped: None,
@@ -343,6 +345,9 @@ impl Driver {
         if boot.net.is_some() && self.network.is_none() {
             return Err(HostError::NoNetwork);
         }
+        if boot.net.is_some_and(|net| net.offloads) && self.network.as_ref().is_some_and(|port| !port.has_offloads()) {
+            return Err(HostError::NoOffloads);
+        }
         let mut machine = Machine::new(boot, Tracking::On)?;
         let safepoints = machine.safepoints();
         self.board.watch(safepoints.clone());
@@ -363,12 +368,14 @@ impl Driver {
             let (hub, network, clock) = (self.hub.clone(), self.network.clone(), self.clock.clone());
             let safepoints = safepoints.clone();
             let digest_every_ns = self.keeping.digest_every_ns;
+            let host_name = self.host_name.clone();
             move |replay: ReplayDoor<IncomingSource>, _| {
                 let encoder = encoder.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
                 // What the guest has read bounds its clock from below; a guest that has not looked lately may find it
                 // as late as its primary said it was. The rest, the time that the failover took, it catches up with.
                 let shown_ns = replay.tally().clock_ns.max(clock.guest_ns.load(SeqCst));
                 let world = World::new(safepoints, shown_ns, clock.due(boot_clock_ns()));
+                world.set_host_name(&host_name);
                 let entries = encoder.entries();
                 let outgoing = Outgoing::new(encoder, entries);
                 super::wake_for_packets(&network, &world);
@@ -415,7 +422,7 @@ impl Driver {
         while trouble.is_none() {
             let Some(connection) = &mut self.connection else { return Ok(()) };
             match connection.next_message() {
-                Ok(Some(received)) => match self.unpack(&received) {
+                Ok(Some(mut received)) => match self.unpack(&mut received) {
                     Ok(()) => self.feed(Input::Received(received.message))?,
                     Err(error) => trouble = Some(error.into()),
                 },
@@ -432,9 +439,9 @@ impl Driver {
     }
 
     /// Makes sense of the bulk *before* the protocol hears of the message: what cannot be replayed is not acknowledged.
-    fn unpack(&mut self, received: &Received) -> Result<(), crate::log::stream::StreamError> {
+    fn unpack(&mut self, received: &mut Received) -> Result<(), crate::log::stream::StreamError> {
         match &received.message {
-            Message::Boot => self.boot.clone_from(&received.bulk),
+            Message::Boot => self.boot = std::mem::take(&mut received.bulk),
             Message::Heartbeat { guest_clock_ns, .. } => {
                 self.clock.heard_ns.store(boot_clock_ns(), SeqCst);
                 self.clock.guest_ns.store(*guest_clock_ns, SeqCst);
@@ -447,7 +454,7 @@ impl Driver {
                 while let Some(entry) = replica.stream.next(&mut rest)? {
                     self.entries.push(entry);
                 }
-                self.batch = Batch { first: *first, count: *count, bytes: received.bulk.clone() };
+                self.batch = Batch { first: *first, count: *count, bytes: std::mem::take(&mut received.bulk) };
             }
             _ => {}
         }

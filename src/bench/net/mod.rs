@@ -6,7 +6,7 @@
 //! wall clock.
 
 mod cpu;
-mod kills;
+pub mod kills;
 mod loads;
 mod window;
 
@@ -108,7 +108,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     }
     rows.extend(latency(&alone.round_trips_us, &protected.round_trips_us, link_us));
     rows.extend(log(&protected.loads[3]));
-    rows.extend(kills::run(bench, &site, bench.kills.unwrap_or(bench.size(5, 20)))?);
+    rows.extend(kills::at(bench, &site)?);
     Ok(rows)
 }
 
