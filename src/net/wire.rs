@@ -190,11 +190,7 @@ impl Wire {
 
     /// Nothing leaves any more.
     pub fn stop(&mut self) {
-        if self.cable.as_ref().is_some_and(Cable::in_a_packet) {
-            // Whatever came next would be taken for the rest of that packet.
-            self.cable = None;
-            self.plug_in_at = Some(Instant::now() + PLUG_IN_EVERY);
-        }
+        self.unplug_within_a_packet();
         self.leaving = None;
         self.full = false;
         self.announcing = None;
@@ -309,6 +305,20 @@ impl Wire {
                 Ok(Sent::Full | Sent::Refused) => break,
                 Err(error) => return self.lose(error),
             }
+        }
+        if let Some(capture) = &self.capture {
+            let frames = (0..sent).filter_map(|index| packets.get(index)).map(|packet| &packet[HEADER..]);
+            capture.frames(wall_clock_ns(), frames);
+        }
+        // So few bytes leave in one piece or not at all.
+        self.unplug_within_a_packet();
+    }
+
+    /// If a packet has left in part, and its rest will not: whatever came next would be taken for that.
+    fn unplug_within_a_packet(&mut self) {
+        if self.cable.as_ref().is_some_and(Cable::in_a_packet) {
+            self.cable = None;
+            self.plug_in_at = Some(Instant::now() + PLUG_IN_EVERY);
         }
     }
 }
