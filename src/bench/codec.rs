@@ -25,9 +25,8 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             // Either will do; shown is the one that comes closer to its target.
             let what = format!("codec, {way}, {name}");
             let mut note = format!("{megabytes:.0} MB/s, {millions:.1} million entries/s");
-            if rates.packets > 0 {
-                let packet_bytes = rates.bytes / rates.packets;
-                note += &format!(", {} ns for a packet of {packet_bytes} bytes", ns / rates.packets);
+            if let (Some(bytes), Some(ns)) = (rates.bytes.checked_div(rates.packets), ns.checked_div(rates.packets)) {
+                note += &format!(", {ns} ns for a packet of {bytes} bytes");
             }
             rows.push(if megabytes / 500.0 > millions / 20.0 {
                 Row::new(NAME, what, megabytes, "MB/s").target(Target::AtLeast(500.0)).note(note)

@@ -51,5 +51,40 @@ impl Pv {
 /// Which part of the host's name the register at this offset is.
 fn host_name_word(offset: u64) -> Option<usize> {
     let word = offset.checked_sub(pv::HOST_NAME)? / 8;
-    (offset % 8 == 0 && word < pv::HOST_NAME_WORDS).then_some(word as usize)
+    (offset.is_multiple_of(8) && word < pv::HOST_NAME_WORDS).then_some(word as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends::world::World;
+    use crate::doors::Behind;
+    use crate::doors::live::{LiveDoor, NoLog};
+    use crate::machine::memory;
+    use crate::machine::safepoint::Safepoints;
+
+    /// What a guest reads of the name.
+    fn read(name: &str) -> Vec<u8> {
+        let world = World::new(Safepoints::new(memory::map(memory::MIN).unwrap()), 0, 0);
+        world.set_host_name(name);
+        let console = std::sync::Arc::new(crate::console::hub::Hub::new("v", "h", 0));
+        let mut door = LiveDoor::new(world, Behind::console(console), NoLog, u64::MAX);
+        let mut bytes = Vec::new();
+        for word in 0..=pv::HOST_NAME_WORDS {
+            let mut data = [0; 8];
+            Pv::new(0).read(Instant::BOOT, pv::HOST_NAME + 8 * word, &mut data, &mut door).unwrap();
+            bytes.extend(data);
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_host_name_is_read_in_eight_registers_with_zeros_behind_it() {
+        let nothing = [0xff; 8];
+        assert_eq!(read("alpha"), [&b"alpha"[..], &[0; 59], &nothing].concat());
+        let long = "é".repeat(40);
+        assert_eq!(read(&long), [&long.as_bytes()[..64], &nothing].concat());
+        let odd = format!("x{long}");
+        assert_eq!(read(&odd), [&odd.as_bytes()[..63], &[0], &nothing].concat(), "cut between two characters");
+    }
 }

@@ -345,6 +345,9 @@ impl Driver {
         if boot.net.is_some() && self.network.is_none() {
             return Err(HostError::NoNetwork);
         }
+        if boot.net.is_some_and(|net| net.offloads) && self.network.as_ref().is_some_and(|port| !port.has_offloads()) {
+            return Err(HostError::NoOffloads);
+        }
         let mut machine = Machine::new(boot, Tracking::On)?;
         let safepoints = machine.safepoints();
         self.board.watch(safepoints.clone());

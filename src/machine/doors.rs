@@ -12,7 +12,7 @@
 
 use super::digest::Digest;
 use super::instant::Instant;
-use super::packets::Packets;
+use super::packets::{Offloads, Packets};
 
 /// What can stop a machine at a door.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +79,8 @@ pub struct Readiness {
     pub console_room: usize,
     /// Packets that the network card has buffers for.
     pub packet_room: usize,
+    /// What the guest takes off its network link.
+    pub offloads: Offloads,
     /// Period of the guest's timer in nanoseconds; 0 while it is not programmed.
     pub timer_period_ns: u64,
 }

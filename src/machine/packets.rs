@@ -3,6 +3,15 @@
 /// Bytes of the header before each frame (`struct virtio_net_hdr_v1`, virtio 1.2, 5.1.6). All zero where no offload was negotiated.
 pub const HEADER: usize = 12;
 
+/// What the guest takes off the hands of its link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// It takes packets whose checksum is not filled in.
+    pub guest_csum: bool,
+    /// It takes TCP over IPv4 segments longer than the link's packets.
+    pub guest_tso4: bool,
+}
+
 /// Some packets, in order, in one piece of memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packets {

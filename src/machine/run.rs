@@ -156,6 +156,7 @@ impl Machine {
                 idle: (self.halted || self.waiting) && !pending,
                 console_room: self.devices.uart.room(),
                 packet_room: self.devices.packet_room(&self.memory),
+                offloads: self.devices.offloads(),
                 timer_period_ns: self.devices.pit.period_ns(),
             };
             let event = door.event(self.at, ready)?;

@@ -8,7 +8,7 @@ use crate::machine::packets::Packets;
 /// Packets that wait, at most: a few times what the card's ring takes, for a guest that has to wait for its processor.
 pub const MAX_PACKETS: usize = 1024;
 /// Their bytes, at most.
-pub const MAX_BYTES: usize = 1 << 20;
+pub const MAX_BYTES: usize = 4 << 20;
 
 /// The queue.
 #[derive(Default)]

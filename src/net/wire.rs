@@ -7,12 +7,11 @@ use tokio::time::Instant;
 
 use super::NetError;
 use super::cable::{Cable, CableError, Handle, Sent};
-use super::merge;
 use super::pcap::Capture;
 use super::port::Port;
 use super::spec::Backend;
 use crate::backends::clock::{boot_clock_ns, wall_clock_ns};
-use crate::machine::packets::{HEADER, Packets};
+use crate::machine::packets::{HEADER, Offloads, Packets};
 
 /// Packets that are received or sent in one go, at most: heartbeats and acknowledgements share the thread.
 const TURN_PACKETS: usize = 64;
@@ -63,8 +62,8 @@ pub(super) struct Wire {
     plug_in_at: Option<Instant>,
     incoming: Packets,
     leaving: Option<Leaving>,
-    /// Empty; its memory is what an output is merged into.
-    spare: Packets,
+    /// What the guest takes off the cable.
+    offloads: Offloads,
     /// The cable takes nothing now: wait until it does.
     pub full: bool,
     pub capture: Option<Capture>,
@@ -85,7 +84,7 @@ impl Wire {
             plug_in_at: None,
             incoming: Packets::new(),
             leaving: None,
-            spare: Packets::new(),
+            offloads: Offloads::default(),
             full: false,
             capture: None,
             announcing: None,
@@ -93,6 +92,11 @@ impl Wire {
             bytes: 0,
             dropped: 0,
         })
+    }
+
+    /// Whether the cable can fill in checksums and cut up segments.
+    pub fn has_offloads(&self) -> bool {
+        matches!(self.backend, Backend::Tap(_))
     }
 
     /// What to wait for, if a cable is plugged in.
@@ -132,11 +136,21 @@ impl Wire {
         }
     }
 
+    /// The guest takes this off the cable from now on.
+    pub fn set_offloads(&mut self, offloads: Offloads) {
+        self.offloads = offloads;
+        if let Some(Err(error)) = self.cable.as_mut().map(|cable| cable.set_offloads(offloads)) {
+            // Frames come whole then: slower, and not wrong.
+            tracing::warn!(%error, "the TAP device does not leave checksums and segments to the guest");
+        }
+    }
+
     fn plug_in(&mut self) {
         match Cable::open(&self.backend) {
             Ok(cable) => {
                 tracing::info!("the network's cable is plugged in again");
                 self.cable = Some(cable);
+                self.set_offloads(self.offloads);
                 self.plugs += 1;
                 self.plug_in_at = None;
             }
@@ -225,7 +239,7 @@ impl Wire {
         loop {
             if self.leaving.is_none() {
                 let next = port.state().next_output();
-                self.leaving = next.map(|(entry, packets)| Leaving { entry, packets: self.merged(packets), gone: 0 });
+                self.leaving = next.map(|(entry, packets)| Leaving { entry, packets, gone: 0 });
             }
             let Some(leaving) = &mut self.leaving else { return false };
             if budget == 0 {
@@ -272,16 +286,6 @@ impl Wire {
                 self.leaving = None;
             }
         }
-    }
-
-    /// `packets` as they leave: in fewer pieces, if the other end is the host's kernel. A capture shows what the guest sent.
-    fn merged(&mut self, mut packets: Packets) -> Packets {
-        if packets.len() > 1 && self.capture.is_none() && matches!(self.cable, Some(Cable::Tap(..))) {
-            merge::merge(&packets, &mut self.spare);
-            std::mem::swap(&mut packets, &mut self.spare);
-            self.spare.clear();
-        }
-        packets
     }
 
     /// The guest is here now.
