@@ -33,7 +33,8 @@ impl Recorder {
     fn start(log: &Path) -> Recorder {
         needs_kvm();
         let site = Site::up();
-        let words = ["record", "--detached", "--digest-interval", "100", "--guest", "kv", "--log"].map(str::to_owned);
+        let words = ["record", "--detached", "--digest-interval", "100", "--memory", "256", "--guest", "kv", "--log"]
+            .map(str::to_owned);
         let rest = [log.display().to_string(), "--net".into(), net_option()];
         let side = Side::spawn("recorder", &lockstep_in(&site.host(0)), &[&words[..], &rest[..]].concat());
         eventually("the guest's server answers", || {
