@@ -184,32 +184,6 @@ pub fn batch(numbers: impl IntoIterator<Item = u32>, length: usize) -> Packets {
     batch
 }
 
-/// Segments of one TCP connection that follow each other, with `length` bytes of data each.
-pub fn segments(count: u32, length: usize) -> Packets {
-    let mut batch = Packets::new();
-    for number in 0..count {
-        let mut ip = [&[0x45, 0][..], &(40 + length as u16).to_be_bytes(), &[0, 0, 0x40, 0, 64, 6, 0, 0]].concat();
-        ip.extend([GUEST_IP, [10, 9, 0, 1]].concat());
-        set_checksum(&mut ip, 10, &[]);
-        let sequence = (1000 + number * length as u32).to_be_bytes();
-        let mut tcp = [&[0, 7, 0x80, 0][..], &sequence, &[0, 0, 0, 1, 0x50, 0x10, 0x40, 0, 0, 0, 0, 0]].concat();
-        tcp.resize(20 + length, number as u8);
-        let pseudo = [&ip[12..20], &[0, 6], &(20 + length as u16).to_be_bytes()].concat();
-        set_checksum(&mut tcp, 16, &pseudo);
-        assert!(batch.push(&[&[0; HEADER][..], &OUTSIDE_MAC, &GUEST_MAC, &[8, 0], &ip, &tcp].concat()));
-    }
-    batch
-}
-
-/// The checksum of IP and TCP over `bytes` and what comes `with` them, both of even length, at its place.
-fn set_checksum(bytes: &mut [u8], at: usize, with: &[u8]) {
-    let words = with.chunks(2).chain(bytes.chunks(2)).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
-    bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
-}
-
 /// An ARP request as the guest asks for its gateway.
 pub fn arp() -> Packets {
     let mut packet = [&[0; HEADER][..], &[0xff; 6], &GUEST_MAC, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &GUEST_MAC].concat();

@@ -14,7 +14,7 @@ use lockstep::net::spec::Backend;
 use lockstep::net::tap::TapError;
 
 use crate::common::eventually;
-use crate::outside::{GUEST_IP, Outside, arp, batch, number_of, segments};
+use crate::outside::{GUEST_IP, Outside, arp, batch, number_of};
 
 /// A lease that has run out long ago.
 const OVER: u64 = 1;
@@ -106,24 +106,6 @@ fn nothing_leaves_when_the_lease_is_over_and_all_when_it_is_prolonged() {
     assert_eq!(outside.next(), None);
     carried.port.set_lease(u64::MAX);
     assert_eq!(outside.numbers_until(20), (5..21).collect::<Vec<_>>(), "nobody calls release, and they leave");
-}
-
-#[test]
-fn segments_that_follow_each_other_leave_in_one_piece_unless_they_are_captured() {
-    let outside = Outside::new();
-    let carried = outside.port();
-    carried.port.go_live(Protection::Unprotected);
-    carried.port.sent(0, segments(40, 1460));
-    let whole = eventually("it comes", || outside.next());
-    assert_eq!(whole.len(), 54 + 40 * 1460);
-    assert!((0..40).all(|number| whole[54 + number * 1460..][..1460] == [number as u8; 1460]));
-    let directory = tempfile::tempdir().unwrap();
-    carried.port.capture(&directory.path().join("wire.pcap")).unwrap();
-    carried.port.sent(1, segments(40, 1460));
-    for number in 0..40 {
-        let one = eventually("it comes", || outside.next());
-        assert_eq!((one.len(), one[54]), (54 + 1460, number));
-    }
 }
 
 #[test]
