@@ -4,7 +4,6 @@
 mod virtio;
 
 use std::hint::black_box;
-#[allow(clippy::disallowed_types, reason = "a measurement")]
 use std::time::{Duration, Instant};
 
 use lockstep::machine::packets::Packets;

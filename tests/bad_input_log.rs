@@ -11,6 +11,7 @@ use lockstep::log::frame::{self, FrameKind, HEADER_BYTES};
 use lockstep::machine::digest::{Digest, PageCheck};
 use lockstep::machine::doors::{ConsoleInput, EndReason};
 use lockstep::machine::instant::Instant;
+use lockstep::machine::packets::{HEADER, Packets};
 use lockstep::machine::snapshot::{Boot, CpuidLeaf};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -106,6 +107,30 @@ fn digest() -> impl Strategy<Value = Digest> {
     )
 }
 
+/// Few packets with contents, or very many; some with headers that say something.
+fn packets() -> impl Strategy<Value = Packets> {
+    let header = prop_oneof![3 => Just([0; HEADER]), 1 => any::<[u8; HEADER]>()];
+    let frames = prop_oneof![
+        8 => vec((header.clone(), vec(any::<u8>(), 14..40)), 1..5),
+        1 => vec((header.clone(), Just(vec![7; 14])), 1..=Packets::MAX_COUNT),
+        1 => vec((header, (14..1600usize).prop_map(|length| vec![7; length])), 1..20),
+    ];
+    frames.prop_map(|frames| {
+        let mut packets = Packets::new();
+        frames.iter().for_each(|(header, frame)| assert!(packets.push_frame(header, frame)));
+        packets
+    })
+}
+
+fn sent() -> impl Strategy<Value = Body> {
+    let bytes = |packets: u32| {
+        let most = (packets as usize * Packets::MAX_PACKET).min(Packets::MAX_BYTES) as u32;
+        packets * Packets::MIN_PACKET as u32..=most
+    };
+    let counts = (1..=Packets::MAX_COUNT as u32).prop_flat_map(move |packets| (Just(packets), bytes(packets)));
+    (counts, any::<u32>()).prop_map(|((packets, bytes), check)| Body::Sent { packets, bytes, check })
+}
+
 fn body() -> impl Strategy<Value = Body> {
     let input = (0..3u64, number(), vec(any::<u8>(), 1..=ConsoleInput::MAX.min(8)));
     prop_oneof![
@@ -114,6 +139,9 @@ fn body() -> impl Strategy<Value = Body> {
         4 => Just(Body::Tick),
         2 => input.prop_map(|(session, offset, bytes)| Body::Console(ConsoleInput { session, offset, bytes })),
         2 => (any::<u32>(), any::<u32>()).prop_map(|(length, check)| Body::Output { length, check }),
+        2 => packets().prop_map(Body::Packets),
+        1 => sent(),
+        1 => number().prop_map(Body::HostName),
         1 => digest().prop_map(|digest| Body::Digest(Box::new(digest))),
     ]
 }
@@ -158,6 +186,7 @@ fn log() -> impl Strategy<Value = Vec<Entry>> {
                     | Body::Output { .. }
                     | Body::Packets(_)
                     | Body::Sent { .. }
+                    | Body::HostName(_)
                     | Body::Digest(_)
                     | Body::End(_) => {}
                 }

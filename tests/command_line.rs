@@ -138,6 +138,16 @@ fn files_and_directories_that_are_missing_or_none() {
 
 /// In a mount namespace of its own, where `/dev/kvm` is another device.
 #[test]
+fn networks_that_are_none() {
+    let net = |spec: &'static str| ["run", "--guest", "idle", "--detached", "--control", "127.0.0.1:0", "--net", spec];
+    assert_refused(&net("mac=52:54:00:00:00:01"), &["tap=NAME"]);
+    assert_refused(&net("tap=ls-absent"), &["--net", "ip tuntap add ls-absent mode tap"]);
+    assert_refused(&net("tap=lo"), &["--net", "`lo` is no TAP device"]);
+    assert_refused(&net("socket=/nonexistent/net"), &["--net", "/nonexistent/net"]);
+    assert_refused(&["run", "--pcap", "/tmp/x.pcap"], &["--net"]);
+}
+
+#[test]
 fn a_host_without_kvm() {
     let directory = tempfile::tempdir().expect("a directory");
     let log = directory.path().join("a.log");

@@ -167,6 +167,25 @@ fn who_is_too_much_waits_for_a_place() {
     });
 }
 
+/// Without a timer nothing but the card's interrupts wakes the guest: one that is lost, in either direction, is waited for in vain.
+#[test]
+fn the_card_wakes_the_guest() {
+    let mut qemu = guest("stream hz=0 bytes=20000000", "stream: listening on port 5001\r\n");
+    qemu.expect("stream: listening on port 5002\r\n");
+    for round in 0..300 {
+        let mut sink = connect(5001);
+        sink.write_all(b"four").expect("the guest takes it");
+        sink.shutdown(Shutdown::Write).expect("the connection is there");
+        let mut said = String::new();
+        sink.read_to_string(&mut said).expect("an orderly end");
+        assert_eq!(said, "4 bytes\n", "round {round}");
+    }
+    // More than the ring holds: the guest has to wait for room.
+    let mut given = Vec::new();
+    connect(5002).read_to_end(&mut given).expect("an orderly end");
+    assert_eq!(given.len(), 20_000_000);
+}
+
 /// A client that only sends is made to wait; when it reads at last, nothing is missing.
 #[test]
 fn who_does_not_read_has_to_wait() {

@@ -28,6 +28,10 @@ impl Inputs for Typist {
         Ok(0)
     }
 
+    fn host_name(&mut self, _: Instant, _: usize) -> Result<u64, Halt> {
+        Ok(0)
+    }
+
     fn run_until(&mut self, _: Instant) -> Result<Until, Halt> {
         Ok(Until::Exit)
     }

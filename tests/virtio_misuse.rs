@@ -6,6 +6,8 @@ mod virtio;
 
 #[path = "virtio/fuzz.rs"]
 mod fuzz;
+#[path = "virtio/script.rs"]
+mod script;
 
 use lockstep::devices::virtio::misuse::Misuse;
 use lockstep::machine::packets::Packets;
@@ -79,7 +81,7 @@ fn bad_chains() {
         ("a loop of two", Misuse::Chain, TX, &[(BUFFERS, 9, NEXT, 1), (BUFFERS, 9, NEXT, 0)], &[]),
         ("a loop to receive into", Misuse::Chain, RX, &[(BUFFERS, 2000, NEXT | WRITE, 0)], &[]),
         ("an index beyond the table", Misuse::Chain, TX, &[(BUFFERS, 9, NEXT, 256)], &[]),
-        ("more than 4 GiB", Misuse::Buffer, TX, &[(0, u32::MAX, NEXT, 1), (0, u32::MAX, 0, 0)], &[]),
+        ("buffers of 4 GiB", Misuse::Buffer, TX, &[(0, u32::MAX, NEXT, 1), (0, u32::MAX, 0, 0)], &[]),
         ("an empty buffer", Misuse::Buffer, TX, &[(BUFFERS, 0, 0, 0)], &[]),
         (
             "an empty buffer to receive into",

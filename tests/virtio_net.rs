@@ -4,8 +4,9 @@
 mod virtio;
 
 use lockstep::devices::virtio::misuse::{Misuse, StateError};
-use lockstep::devices::virtio::net::{Nic, NicState, Offloads};
+use lockstep::devices::virtio::net::{Nic, NicState};
 use lockstep::machine::memory;
+use lockstep::machine::packets::Offloads;
 use lockstep::machine::packets::{HEADER, Packets};
 use virtio::*;
 use virtio_bindings::bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;

@@ -4,9 +4,11 @@
 //! thread sets the limit first and looks at the flags afterwards, so a ring between the two is not lost.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use lockstep_abi::pv::HOST_NAME_WORDS;
 
 use super::clock::GuestClock;
 use super::priority::prefer_this_thread;
@@ -37,6 +39,8 @@ struct State {
 
 /// The meeting point of one machine.
 pub struct World {
+    /// The host's name for the guest, once it is known.
+    host_name: OnceLock<[u64; HOST_NAME_WORDS as usize]>,
     began: Instant,
     safepoints: Safepoints,
     clock: Mutex<GuestClock>,
@@ -74,6 +78,7 @@ impl World {
     /// show `due_ns` (see [`GuestClock`]).
     pub fn new(safepoints: Safepoints, shown_ns: u64, due_ns: u64) -> Arc<Self> {
         let world = Arc::new(World {
+            host_name: OnceLock::new(),
             began: Instant::now(),
             safepoints,
             clock: Mutex::new(GuestClock::starting_at(shown_ns, due_ns, 0)),
@@ -94,6 +99,20 @@ impl World {
     /// Host time: nanoseconds since this machine's world began.
     pub fn now_ns(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
+    }
+
+    /// What this host is called, for a guest that asks. Cut to what fits; the first call counts.
+    pub fn set_host_name(&self, name: &str) {
+        let mut bytes = [0; 8 * HOST_NAME_WORDS as usize];
+        let name = &name[..name.floor_char_boundary(bytes.len())];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        let mut words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+        let _ = self.host_name.set(std::array::from_fn(|_| words.next().unwrap_or(0)));
+    }
+
+    /// A part of the host's name, eight bytes; 0 behind its end.
+    pub fn host_name(&self, word: usize) -> u64 {
+        self.host_name.get().and_then(|words| words.get(word)).copied().unwrap_or(0)
     }
 
     /// The guest boots now: its clock shows 0.

@@ -92,6 +92,12 @@ pub const MEASUREMENTS: &[Measurement] = &[
         by_name_only: true,
         run: net::run,
     },
+    Measurement {
+        name: net::kills::NAME,
+        about: "the pause that clients on the network see, alone (only if named; needs root)",
+        by_name_only: true,
+        run: net::kills::run,
+    },
 ];
 
 /// The measurement of this name.

@@ -23,7 +23,7 @@ pub struct BenchArgs {
     /// Fewer and shorter samples, within a minute and a half
     #[arg(long)]
     quick: bool,
-    /// How often `net` kills a primary
+    /// How often `net` and `net-kill` kill a primary
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     kills: Option<u32>,
     /// For programs: one JSON object

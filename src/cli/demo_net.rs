@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 
 use super::demo::tell;
-use super::loopback::{LOOK_EVERY, PATIENCE, Pair, Side, hear, protected};
+use super::loopback::{LOOK_EVERY, PATIENCE, Pair, Side, hear, protected, taken_over};
 use super::redis_benchmark::RedisBenchmark;
 use super::site::{GUEST, Site, Visit};
 use crate::bench::statistics::{largest, median};
@@ -57,15 +57,15 @@ pub async fn show(args: &NetArgs) -> anyhow::Result<ExitCode> {
     }
     tell(&state("A", &pair.primary).await?);
     tell(&state("B", &pair.backup).await?);
-    let findings = load(args, &pair).await?;
+    let findings = load(args, &pair).await.with_context(|| pair.words())?;
     println!("\n{findings}\n");
-    tell(&state("B", &pair.backup).await?);
     match findings.broken() {
         None => {
+            tell(&state("B", &pair.backup).await?);
             tell("every connection stayed, every request was answered, no acknowledged write is lost or doubled");
             Ok(ExitCode::SUCCESS)
         }
-        Some(promise) => bail!("a promise is broken: {promise}"),
+        Some(promise) => bail!("a promise is broken: {promise} ({})", pair.words()),
     }
 }
 
@@ -112,6 +112,9 @@ async fn load(args: &NetArgs, pair: &Pair) -> anyhow::Result<Findings> {
     tell(&format!("kill -9 {} (the primary, host A)", pair.primary.pid()));
     let killed = Instant::now();
     pair.primary.signal(Signal::SIGKILL)?;
+    taken_over(&pair.backup).await?;
+    let live = Instant::now();
+    tell(&format!("B has taken over, {:.1} ms after the kill", (live - killed).as_secs_f64() * 1e3));
     // Clients that all gave up are found in their accounts.
     let _ = tokio::time::timeout(PATIENCE, counting.wait_for(u64::from(args.clients))).await;
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
@@ -121,13 +124,15 @@ async fn load(args: &NetArgs, pair: &Pair) -> anyhow::Result<Findings> {
         Some(benchmark) => Some(benchmark.end().await),
         None => None,
     };
-    Ok(Findings { began, killed, ended, accounts, benchmark })
+    Ok(Findings { began, killed, live, ended, accounts, benchmark })
 }
 
 /// What came of it.
 struct Findings {
     began: Instant,
     killed: Instant,
+    /// When the backup was seen to have taken over.
+    live: Instant,
     ended: Instant,
     accounts: Vec<Account>,
     /// How `redis-benchmark` fared: its requests, or what broke. `None`: there is none.
@@ -135,9 +140,9 @@ struct Findings {
 }
 
 impl Findings {
-    /// When every client had had an answer again.
+    /// When every client had had an answer of the survivor's.
     fn resumed(&self) -> Instant {
-        let first = self.accounts.iter().map(|account| account.first_after(self.killed).unwrap_or(self.ended));
+        let first = self.accounts.iter().map(|account| account.first_after(self.live).unwrap_or(self.ended));
         first.max().unwrap_or(self.ended)
     }
 
@@ -148,12 +153,12 @@ impl Findings {
     /// The first promise that did not hold.
     fn broken(&self) -> Option<String> {
         if let Some(trouble) = self.accounts.iter().find_map(|account| account.trouble.as_ref()) {
-            return Some(format!("a client lost its server: {:#}", anyhow::anyhow!(trouble.to_string())));
+            return Some(format!("a client lost its server: {trouble}"));
         }
         if let Some(Err(error)) = &self.benchmark {
             return Some(format!("{error:#}"));
         }
-        if self.accounts.iter().any(|account| account.first_after(self.killed).is_none()) {
+        if self.accounts.iter().any(|account| account.first_after(self.live).is_none()) {
             return Some("a client was not answered any more".into());
         }
         match (self.total(|account| account.lost), self.total(|account| account.doubled)) {
@@ -184,14 +189,14 @@ impl fmt::Display for Findings {
         });
         row("longest pause of a client: median, ms", [0, 1, 2].map(|at| format!("{:.1}", median(&pauses[at]))))?;
         row("longest pause of a client: worst, ms", [0, 1, 2].map(|at| format!("{:.1}", largest(&pauses[at]))))?;
-        writeln!(f, "(during: from the kill until every client has had an answer again)\n")?;
+        writeln!(f, "(during: from the kill until every client has had an answer from B)\n")?;
         let mut line = |what: &str, value: String| writeln!(f, "{what:<44}{value:>11}");
         let troubles = self.accounts.iter().filter(|account| account.trouble.is_some()).count();
         line("connections reset, closed or in error", troubles.to_string())?;
         line("acknowledged increments lost", self.total(|account| account.lost).to_string())?;
         line("increments applied twice", self.total(|account| account.doubled).to_string())?;
         match &self.benchmark {
-            Some(Ok(requests)) => line("requests of redis-benchmark, without an error", requests.to_string()),
+            Some(Ok(requests)) => write!(f, "{:<44}{requests:>11}", "requests of redis-benchmark, without an error"),
             Some(Err(error)) => write!(f, "redis-benchmark: {error:#}"),
             None => write!(f, "redis-benchmark: not installed"),
         }

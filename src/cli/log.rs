@@ -1,12 +1,12 @@
 //! `lockstep log`: shows what is in a log, to people and to programs.
 
-use crate::log::describe::{Kind, describe};
+use crate::log::describe::{Kind, describe, host_name_part};
 use crate::log::entry::{Body, Entry};
 use crate::log::file::{Ending, LogError, LogReader};
-use crate::log::summary::{Basis, Rate, Summary};
+use crate::log::summary::{Basis, Rate, Summary, Traffic};
 use crate::machine::digest::{Digest, REGISTER_NAMES};
 use crate::machine::doors::EndReason;
-use crate::machine::snapshot::Boot;
+use crate::machine::snapshot::{Boot, NicConfig};
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 use std::fs::File;
@@ -33,6 +33,13 @@ pub struct LogArgs {
     /// Start at the entry with this number (the first is 0)
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub from: u64,
+    /// Write the packets that the guest received and sent to this file instead, for Wireshark. Sent ones are not in the log: they come out of a
+    /// replay, which needs KVM. Their times are those of the guest's clock, as far as it was read
+    #[arg(long, value_name = "OUT", conflicts_with_all = ["summary", "json", "from", "count"])]
+    pub pcap: Option<PathBuf>,
+    /// With --pcap: only the packets that the guest received, without a replay
+    #[arg(long, requires = "pcap")]
+    pub pcap_received_only: bool,
     /// Show at most this many entries
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
@@ -40,6 +47,9 @@ pub struct LogArgs {
 
 /// Runs `lockstep log`. A reader that closes the pipe (`| head`) ends it without complaint.
 pub fn run(args: LogArgs) -> anyhow::Result<()> {
+    if let Some(out) = &args.pcap {
+        return super::log_pcap::extract(&args.file, out, args.pcap_received_only);
+    }
     let out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
     let notes = io::stderr().lock();
     let shown = if args.file.as_os_str() == "-" {
@@ -101,7 +111,17 @@ fn headline(boot: &Boot) -> String {
     let (memory_mib, image_kib) = (boot.memory_bytes >> 20, boot.image.len().div_ceil(1024));
     let command_line = boot.command_line.escape_debug();
     let name = boot.name.escape_debug();
-    format!("guest \"{name}\", {memory_mib} MiB of memory, image of {image_kib} KiB, command line \"{command_line}\"")
+    let net = boot.net.as_ref().map_or(String::new(), |card| {
+        let offloads = if card.offloads { ", offloads" } else { "" };
+        format!(", network card {} (MTU {}{offloads})", mac(card), card.mtu)
+    });
+    format!(
+        "guest \"{name}\", {memory_mib} MiB of memory, image of {image_kib} KiB, command line \"{command_line}\"{net}"
+    )
+}
+
+fn mac(card: &NicConfig) -> String {
+    card.mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn note_ending<R: Read>(log: &LogReader<R>, mut notes: impl Write) -> io::Result<()> {
@@ -141,6 +161,7 @@ fn entry_json(number: u64, entry: &Entry) -> Value {
         Body::Sent { packets, bytes, check } => {
             json!({ "packets": packets, "bytes": bytes, "check": format!("{check:08x}") })
         }
+        Body::HostName(word) => json!({ "part": host_name_part(*word).escape_ascii().to_string() }),
         Body::Digest(digest) => digest_json(digest),
         Body::End(reason) => match reason {
             EndReason::Exit(code) => json!({ "reason": "exit", "code": code }),
@@ -209,13 +230,20 @@ fn summary_json<R: Read>(log: &LogReader<R>, summary: &Summary) -> Value {
         };
         json!({ "bytes_per_s": rate.bytes_per_s(), "span_ns": rate.span_ns, "bytes": rate.bytes, "basis": basis })
     });
+    let traffic = |traffic: Traffic| json!({ "packets": traffic.packets, "bytes": traffic.bytes });
+    let network = boot.net.as_ref().map(|_| {
+        json!({ "received": traffic(summary.received()), "sent": traffic(summary.sent()),
+            "log_bytes_per_received_byte": summary.log_bytes_per_received_byte() })
+    });
     let cut_bytes = match log.ending() {
         Some(Ending::Incomplete { cut_bytes }) => cut_bytes,
         Some(Ending::Closed) | None => 0,
     };
     json!({
         "guest": { "name": boot.name, "memory_bytes": boot.memory_bytes, "command_line": boot.command_line,
-            "image_bytes": boot.image.len() },
+            "image_bytes": boot.image.len(), "net": boot.net.as_ref().map(|card| {
+                json!({ "mac": mac(card), "mtu": card.mtu, "offloads": card.offloads })
+            }) },
         "complete": log.complete(),
         "cut_bytes": cut_bytes,
         "file_bytes": log.offset() + cut_bytes,
@@ -223,6 +251,7 @@ fn summary_json<R: Read>(log: &LogReader<R>, summary: &Summary) -> Value {
         "entry_bytes": summary.total().bytes,
         "kinds": kinds.into_iter().collect::<Map<String, Value>>(),
         "rate": rate,
+        "network": network,
         "gaps": gaps.collect::<Vec<_>>(),
     })
 }
@@ -245,6 +274,17 @@ fn print_summary<R: Read>(log: &LogReader<R>, summary: &Summary, out: &mut impl 
     match summary.rate() {
         Some(rate) => writeln!(out, "\n{:.0} bytes/s {}", rate.bytes_per_s(), rate_basis(&rate))?,
         None => writeln!(out, "\nno rate: the log has neither clock reads nor ticks")?,
+    }
+    if log.boot().net.is_some() {
+        let (received, sent) = (summary.received(), summary.sent());
+        let ratio = summary
+            .log_bytes_per_received_byte()
+            .map_or(String::new(), |ratio| format!("; {ratio:.3} bytes of log for each byte received"));
+        writeln!(
+            out,
+            "network: received {} packets, {} bytes; sent {} packets, {} bytes{ratio}",
+            received.packets, received.bytes, sent.packets, sent.bytes
+        )?;
     }
     let (file, boot) = (log.offset(), log.boot_bytes());
     writeln!(out, "{file} bytes of file: boot {boot}, entries {}, frames {}", total.bytes, file - boot - total.bytes)?;
@@ -294,6 +334,7 @@ mod tests {
     use crate::log::file::LogWriter;
     use crate::machine::doors::ConsoleInput;
     use crate::machine::instant::Instant;
+    use crate::machine::packets::{HEADER, Packets};
     use clap::Parser;
 
     #[derive(Parser)]
@@ -310,8 +351,10 @@ mod tests {
     fn log(close: bool) -> Vec<u8> {
         let (name, command_line) = ("vm".to_string(), "mix \x1b[2J".to_string());
         let image = vec![0; 3000];
-        let boot =
-            Boot { name, memory_bytes: 64 << 20, command_line, boot_time_ns: 0, net: None, cpuid: Vec::new(), image };
+        let net = Some(NicConfig { mac: [0x52, 0x54, 0, 1, 2, 0xff], mtu: 1500, offloads: false });
+        let mut packets = Packets::new();
+        assert!(packets.push_frame(&[0; HEADER], b"ABCDEFGHIJKLMN"));
+        let boot = Boot { name, memory_bytes: 64 << 20, command_line, boot_time_ns: 0, net, cpuid: Vec::new(), image };
         let input = ConsoleInput { session: 0xbeef, offset: 0, bytes: b"q\x1b\n".to_vec() };
         let digest = Digest {
             memory: 1,
@@ -328,7 +371,10 @@ mod tests {
             (2, 1100, Body::Output { length: 2, check: 0xab }),
             (3, 1103, Body::Entropy(u64::MAX)),
             (3, 1103, Body::Digest(Box::new(digest))),
-            (4, 1103, Body::End(EndReason::Exit(7))),
+            (3, 1103, Body::Packets(packets)),
+            (4, 1103, Body::Sent { packets: 2, bytes: 100, check: 0xcd }),
+            (5, 1103, Body::HostName(u64::from_le_bytes(*b"alpha\0\0\0"))),
+            (6, 1103, Body::End(EndReason::Exit(7))),
         ];
         let mut bytes = Vec::new();
         let mut writer = LogWriter::new(&mut bytes, &boot).unwrap();
@@ -356,14 +402,17 @@ mod tests {
         assert_eq!(
             out.lines().collect::<Vec<_>>(),
             [
-                r#"# guest "vm", 64 MiB of memory, image of 3 KiB, command line "mix \u{1b}[2J""#,
+                r#"# guest "vm", 64 MiB of memory, image of 3 KiB, command line "mix \u{1b}[2J", network card 52:54:00:01:02:ff (MTU 1500)"#,
                 "       0                0:1000  tick",
                 "       1                1:1000  clock 0.500000000 s",
                 r#"       2                1:1100  console session 000000000000beef offset 0 "q\x1b\n""#,
                 "       3                2:1100  output 2 bytes check 000000ab",
                 "       4                3:1103  entropy 0xffffffffffffffff",
                 "       5                3:1103  digest memory 00000000000000000000000000000001 rip 0xffffffffffffffff 1 changed page",
-                "       6                4:1103  end the guest ended with code 7",
+                "       6                3:1103  packets 1 packet 26 bytes",
+                "       7                4:1103  sent 2 packets 100 bytes check 000000cd",
+                r#"       8                5:1103  host "alpha""#,
+                "       9                6:1103  end the guest ended with code 7",
             ]
         );
         assert_eq!(notes, "");
@@ -377,7 +426,7 @@ mod tests {
             lines.map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect()
         };
         assert_eq!(numbers("--from 2 --count 3"), [2, 3, 4]);
-        assert_eq!(numbers("--from 5"), [5, 6]);
+        assert_eq!(numbers("--from 8"), [8, 9]);
         assert_eq!(numbers("--count 1"), [0]);
         assert!(numbers("--from 18446744073709551615 --count 9").is_empty());
         assert!(args("--summary --from 1").is_err());
@@ -402,7 +451,12 @@ mod tests {
                     "memory": "00000000000000000000000000000001", "registers": registers,
                     "system": "0000000000000002", "fpu": "0000000000000003", "devices": "0000000000000004",
                     "pages": [[5, "0006"]]}),
-                json!({"entry": 6, "exits": 4, "polls": 1103, "kind": "end", "reason": "exit", "code": 7}),
+                json!({"entry": 6, "exits": 3, "polls": 1103, "kind": "packets",
+                    "packets": ["0000000000000000000000004142434445464748494a4b4c4d4e"]}),
+                json!({"entry": 7, "exits": 4, "polls": 1103, "kind": "sent", "packets": 2, "bytes": 100,
+                    "check": "000000cd"}),
+                json!({"entry": 8, "exits": 5, "polls": 1103, "kind": "host", "part": "alpha"}),
+                json!({"entry": 9, "exits": 6, "polls": 1103, "kind": "end", "reason": "exit", "code": 7}),
             ]
         );
     }
@@ -414,14 +468,20 @@ mod tests {
         let summary: Value = serde_json::from_str(&out).unwrap();
         assert_eq!(summary["complete"], true);
         assert_eq!(summary["file_bytes"], bytes.len());
-        assert_eq!(summary["entries"], 7);
+        assert_eq!(summary["entries"], 10);
+        assert_eq!(summary["guest"]["net"], json!({"mac": "52:54:00:01:02:ff", "mtu": 1500, "offloads": false}));
+        let network = &summary["network"];
+        assert_eq!(
+            (&network["received"], &network["sent"]),
+            (&json!({"packets": 1, "bytes": 14}), &json!({"packets": 2, "bytes": 76}))
+        );
         let kinds = summary["kinds"].as_object().unwrap();
         assert!(kinds.values().all(|kind| kind["entries"] == 1));
         let sum: u64 = kinds.values().map(|kind| kind["bytes"].as_u64().unwrap()).sum();
         assert_eq!(summary["entry_bytes"], sum);
         // A tick of three bytes and a clock read of six in half a second.
         assert_eq!(summary["rate"], json!({"bytes_per_s": 18.0, "span_ns": 500_000_000, "bytes": 9, "basis": "clock"}));
-        let gaps = json!([{"from_polls": 0, "entries": 4}, {"from_polls": 2, "entries": 1},
+        let gaps = json!([{"from_polls": 0, "entries": 7}, {"from_polls": 2, "entries": 1},
             {"from_polls": 64, "entries": 1}, {"from_polls": 512, "entries": 1}]);
         assert_eq!(summary["gaps"], gaps);
     }
@@ -433,8 +493,8 @@ mod tests {
         has("complete");
         has("tick              1             3          3.0");
         has("18 bytes/s over 0.500 s of guest time, from boot to the last clock read");
-        has(&format!("{:>22} {:>10} {}", 0, 4, "█".repeat(50)));
-        has(&format!("{:>22} {:>10} {}▌", "≥ 2", 1, "█".repeat(12)));
+        has(&format!("{:>22} {:>10} {}", 0, 7, "█".repeat(50)));
+        has(&format!("{:>22} {:>10} {}▎", "≥ 2", 1, "█".repeat(7)));
         has(&format!("{:>22} {:>10} ", "≥ 4", 0));
         assert!(!out.contains("≥ 1024"), "empty buckets at the end are left out");
     }
@@ -443,8 +503,8 @@ mod tests {
     fn an_incomplete_log_is_shown_and_called_so() {
         let mut bytes = log(false);
         let (out, notes) = shown("", &bytes);
-        assert_eq!(out.lines().count(), 8);
-        assert_eq!(notes, "the recording is incomplete: it was not closed, and ends after 7 entries\n");
+        assert_eq!(out.lines().count(), 11);
+        assert_eq!(notes, "the recording is incomplete: it was not closed, and ends after 10 entries\n");
         bytes.pop();
         let (out, notes) = shown("", &bytes);
         assert_eq!(out.lines().count(), 1);
@@ -464,7 +524,7 @@ mod tests {
         let error = show(&args("").unwrap(), reader, &mut out, io::sink()).unwrap_err();
         assert!(!is_closed_pipe(&error));
         assert!(error.is::<LogError>());
-        assert_eq!(String::from_utf8(out).unwrap().lines().count(), 8);
+        assert_eq!(String::from_utf8(out).unwrap().lines().count(), 11);
     }
 
     struct ClosedPipe;

@@ -189,6 +189,22 @@ pub async fn protected(primary: &Side) -> anyhow::Result<()> {
     }
 }
 
+/// Waits until the backup has taken over and lives.
+pub async fn taken_over(backup: &Side) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut watch = backup.watch().await?;
+    loop {
+        let status = watch.status().await?;
+        if status.role == Role::Unprotected {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("the backup has not taken over, but is {}", status.state);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Fails if the machine with this status is not protected (any more): figures of such a pair are not those of a pair.
 pub fn ensure_protected(status: &Status) -> anyhow::Result<()> {
     anyhow::ensure!(status.role == Role::Primary, "the primary is not protected: {} ({})", status.role, status.state);
@@ -301,6 +317,15 @@ impl Pair {
     /// A console that knows both sides.
     pub async fn console(&self) -> anyhow::Result<Client> {
         console([&self.primary.control, &self.backup.control]).await
+    }
+
+    /// What both sides have said since they told where they listen: why something went wrong.
+    pub fn words(&self) -> String {
+        let words = [("primary", &self.primary), ("backup", &self.backup)].map(|(role, side)| {
+            let words: Vec<String> = side.said.try_iter().collect();
+            format!("the {role} said: {}", if words.is_empty() { "nothing".into() } else { words.join(" / ") })
+        });
+        words.join("; ")
     }
 }
 

@@ -26,7 +26,8 @@ pub struct MachineArgs {
     #[arg(long, default_value = "lockstep")]
     pub name: String,
     /// A network card for the guest: `tap=NAME` or `socket=PATH` (a stream socket to connect to, as of `passt` or QEMU's `-netdev
-    /// stream`), then if you like `mac=52:54:00:…`, `ip=10.9.0.2/24` (without it the guest asks by DHCP), `gw=10.9.0.1`
+    /// stream`), then if you like `mac=52:54:00:…`, `ip=10.9.0.2/24` (without it the guest asks by DHCP), `gw=10.9.0.1`, `offload=off` (so that a backup
+    /// may have a socket where its primary has a TAP device)
     #[arg(long, value_name = "SPEC")]
     pub net: Option<NetSpec>,
     /// Keep what the guest's network card sends and receives here in this file, for Wireshark (pcap)

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod demo_net;
 pub mod interrupts;
 pub mod log;
+mod log_pcap;
 pub mod loopback;
 pub mod machine_args;
 pub mod pair;

@@ -13,6 +13,7 @@ use crate::doors::replay::{ReplayDoor, Tally};
 use crate::doors::{Behind, Console};
 use crate::host::file_log::{FileSource, Watch};
 use crate::host::vcpu_thread::VcpuThread;
+use crate::log::entry::Entry;
 use crate::log::file::{LogError, LogReader};
 use crate::machine::doors::{ConsoleInput, EndReason, Halt};
 use crate::machine::{Machine, Tracking};
@@ -46,8 +47,9 @@ pub struct Replayed {
 }
 
 /// Where a replayed guest's output goes.
-struct Screen {
-    show: bool,
+pub struct Screen {
+    /// Standard output, or nowhere.
+    pub show: bool,
 }
 
 impl Console for Screen {
@@ -73,6 +75,17 @@ impl Console for Screen {
 
 /// Replays the log in `path`; `progress` is told how many bytes of it were used, now and then.
 pub fn replay(path: &Path, show: bool, watch: Arc<Watch>, progress: impl Fn(u64)) -> anyhow::Result<Replayed> {
+    replay_before(path, Behind::console(Arc::new(Screen { show })), |_| (), watch, progress)
+}
+
+/// Replays the log in `path` with `behind` behind the doors; `seen` is told of each entry that the machine takes.
+pub fn replay_before(
+    path: &Path,
+    behind: Behind,
+    seen: impl FnMut(&Entry) + Send + 'static,
+    watch: Arc<Watch>,
+    progress: impl Fn(u64),
+) -> anyhow::Result<Replayed> {
     let reader = LogReader::open(path).map_err(|error| match error {
         LogError::Open { .. } => anyhow::Error::new(error), // names the file itself
         error => anyhow::Error::new(error).context(path.display().to_string()),
@@ -81,7 +94,7 @@ pub fn replay(path: &Path, show: bool, watch: Arc<Watch>, progress: impl Fn(u64)
     let mut machine = Machine::new(&boot, Tracking::On)?;
     let watched = watch.clone();
     let vcpu = VcpuThread::spawn(move || {
-        let mut door = ReplayDoor::new(FileSource::new(reader, watched), Behind::console(Arc::new(Screen { show })));
+        let mut door = ReplayDoor::new(FileSource::new(reader, watched).telling(seen), behind);
         let began = Instant::now();
         let result = machine.run(&mut door);
         let took = began.elapsed();

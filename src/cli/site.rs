@@ -58,6 +58,11 @@ address add {address}/24 dev lan
 link set dev lan up
 ";
 
+/// Settings of each network: Linux's own congestion control whatever this host prefers, and a bridge that passes frames on
+/// without showing them to the IP firewall, as bridges of virtual machines do.
+const SETTINGS: [(&str, &str); 2] =
+    [("/proc/sys/net/ipv4/tcp_congestion_control", "cubic"), ("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")];
+
 /// Waits until its standard input ends, and removes the namespaces.
 const REMOVE: &str = r#"cat >/dev/null; for name; do ip netns delete "$name"; done 2>/dev/null"#;
 
@@ -162,7 +167,15 @@ impl Site {
         }
         ip(Some(client), &SWITCH.replace("{address}", CLIENT))?;
         let open = |name: &String| Namespace::open(&format!("/run/netns/{name}"));
-        Ok(Site { hosts: [open(a)?, open(b)?], client: open(client)?, name, _remover: remover })
+        let site = Site { hosts: [open(a)?, open(b)?], client: open(client)?, name, _remover: remover };
+        for namespace in site.hosts.iter().chain([&site.client]) {
+            let _visit = Visit::to(namespace)?;
+            for (setting, value) in SETTINGS {
+                // A kernel without the one or the other does without.
+                let _ = std::fs::write(setting, value);
+            }
+        }
+        Ok(site)
     }
 
     /// What a shell command begins with that is to run where the client is.
@@ -177,13 +190,20 @@ impl Site {
 
     /// A pair, the primary on host A and the backup on host B.
     pub fn pair(&self, application: &str, arguments: &str) -> anyhow::Result<Pair> {
+        self.forget_the_guest()?;
         let [card, plug] = &nets();
         Pair::start_at(&[self.place(0, card), self.place(1, plug)], application, arguments, &[])
     }
 
     /// The same guest on host A alone.
     pub fn unprotected(&self, application: &str, arguments: &str) -> anyhow::Result<Unprotected> {
+        self.forget_the_guest()?;
         Pair::unprotected_at(&self.place(0, &nets()[0]), application, arguments)
+    }
+
+    /// A guest that is booted says nothing before it is asked. The client must ask, and not remember where the last guest died.
+    fn forget_the_guest(&self) -> anyhow::Result<()> {
+        ip(Some(&format!("{}-client", self.name)), "neigh flush dev lan\n")
     }
 
     fn place<'a>(&'a self, index: usize, net: &'a str) -> Place<'a> {

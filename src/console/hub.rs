@@ -11,6 +11,7 @@ use super::history::{History, Read};
 use super::input::{InputError, InputTable};
 use super::status::{ConsoleStatus, Role};
 use super::wire::{Attach, Attached, Ended, NotLive, Refusal, Start};
+use crate::backends::clock::boot_clock_ns;
 use crate::machine::doors::{ConsoleInput, EndReason};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,6 +46,10 @@ struct Inner {
     live: Option<u64>,
     /// The protocol lets nothing leave at all.
     on_hold: bool,
+    /// What is released may leave before this, by [`boot_clock_ns`].
+    lease_until_ns: u64,
+    /// A connection found that the lease has run out, and waits for the next one.
+    lease_awaited: bool,
     role: Role,
     peer: Option<String>,
     history: History,
@@ -108,6 +113,8 @@ impl Hub {
             inner: Mutex::new(Inner {
                 live: None,
                 on_hold: false,
+                lease_until_ns: u64::MAX,
+                lease_awaited: false,
                 role: Role::Backup,
                 peer: None,
                 history: History::new(history_bytes),
@@ -238,6 +245,16 @@ impl Hub {
         self.lock().on_hold = true;
     }
 
+    /// What is released may leave before `until_ns` on the clock of [`boot_clock_ns`], and not later (`u64::MAX`: at any time).
+    pub fn set_lease(&self, until_ns: u64) {
+        let mut inner = self.lock();
+        inner.lease_until_ns = until_ns;
+        if std::mem::take(&mut inner.lease_awaited) {
+            drop(inner);
+            self.changed.notify_waiters();
+        }
+    }
+
     /// The live machine has lost or got its backup.
     pub fn set_protection(&self, protection: Protection) {
         self.lock().protect(protection);
@@ -351,14 +368,16 @@ impl Hub {
     /// What to send next to a client that has output up to `position`; output goes to `buffer`, at
     /// most `max` bytes.
     pub fn step(&self, seat: &Seat, position: u64, max: usize, buffer: &mut Vec<u8>) -> Step {
-        let inner = self.lock();
+        let mut inner = self.lock();
         if inner.live.is_none() {
             return Step::NotLive(inner.where_else());
         }
         if !inner.speaks(seat) {
             return Step::Refused(Refusal::Superseded);
         }
-        if inner.on_hold {
+        // A process that was stopped meanwhile finds out here that somebody else may have gone on.
+        inner.lease_awaited |= inner.lease_until_ns < u64::MAX && boot_clock_ns() >= inner.lease_until_ns;
+        if inner.on_hold || inner.lease_awaited {
             return Step::Wait;
         }
         match inner.history.read(position, max, buffer) {
@@ -517,6 +536,19 @@ mod tests {
         hub.release(2);
         assert_eq!(step(0).0, Step::Output);
         assert!(matches!(step(4).0, Step::Ended(Ended { code: 9, .. })));
+    }
+
+    #[test]
+    fn nothing_leaves_after_the_lease_until_the_next_one() {
+        let hub = Hub::new("v", "h", 100);
+        hub.go_live(1, Protection::HeldFrom(0));
+        let seat = seat(&hub, 1, 1);
+        hub.output(0, b"ab");
+        hub.set_lease(1);
+        hub.release(1);
+        assert_eq!(hub.step(&seat, 0, 100, &mut Vec::new()), Step::Wait, "released, and the lease has run out");
+        hub.set_lease(u64::MAX);
+        assert_eq!(hub.step(&seat, 0, 100, &mut Vec::new()), Step::Output);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::machine::doors::{Halt, Inputs};
 use crate::machine::instant::Instant;
 use crate::machine::memory::Memory;
-use crate::machine::packets::Packets;
+use crate::machine::packets::{Offloads, Packets};
 use crate::machine::snapshot::NicConfig;
 
 /// All devices of the machine, and the address decoding in front of them.
@@ -162,6 +162,11 @@ impl Devices {
     /// Packets that the network card has buffers for.
     pub fn packet_room(&self, memory: &Memory) -> usize {
         self.nic.as_ref().map_or(0, |nic| nic.room(memory))
+    }
+
+    /// What the guest takes off its network link.
+    pub fn offloads(&self) -> Offloads {
+        self.nic.as_ref().map_or(Offloads::default(), virtio::net::Nic::offloads)
     }
 
     /// Packets arrived.

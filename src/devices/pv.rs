@@ -32,6 +32,7 @@ impl Pv {
         *register = match offset {
             pv::CLOCK_NS => door.clock(at)?,
             pv::ENTROPY => door.entropy(at)?,
+            offset if let Some(word) = host_name_word(offset) => door.host_name(at, word)?,
             pv::BOOT_TIME_NS => self.boot_time_ns,
             pv::IDENTITY => pv::MAGIC,
             pv::SAFEPOINT_PAGE => self.safepoint_page,
@@ -44,5 +45,46 @@ impl Pv {
     /// The safepoint page that a write of `data` at `offset` asks for, if that is what it is.
     pub fn asks_for_page(&self, offset: u64, data: &[u8]) -> Option<u64> {
         (offset == pv::SAFEPOINT_PAGE).then(|| data.try_into().ok().map(u64::from_le_bytes)).flatten()
+    }
+}
+
+/// Which part of the host's name the register at this offset is.
+fn host_name_word(offset: u64) -> Option<usize> {
+    let word = offset.checked_sub(pv::HOST_NAME)? / 8;
+    (offset.is_multiple_of(8) && word < pv::HOST_NAME_WORDS).then_some(word as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends::world::World;
+    use crate::doors::Behind;
+    use crate::doors::live::{LiveDoor, NoLog};
+    use crate::machine::memory;
+    use crate::machine::safepoint::Safepoints;
+
+    /// What a guest reads of the name.
+    fn read(name: &str) -> Vec<u8> {
+        let world = World::new(Safepoints::new(memory::map(memory::MIN).unwrap()), 0, 0);
+        world.set_host_name(name);
+        let console = std::sync::Arc::new(crate::console::hub::Hub::new("v", "h", 0));
+        let mut door = LiveDoor::new(world, Behind::console(console), NoLog, u64::MAX);
+        let mut bytes = Vec::new();
+        for word in 0..=pv::HOST_NAME_WORDS {
+            let mut data = [0; 8];
+            Pv::new(0).read(Instant::BOOT, pv::HOST_NAME + 8 * word, &mut data, &mut door).unwrap();
+            bytes.extend(data);
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_host_name_is_read_in_eight_registers_with_zeros_behind_it() {
+        let nothing = [0xff; 8];
+        assert_eq!(read("alpha"), [&b"alpha"[..], &[0; 59], &nothing].concat());
+        let long = "é".repeat(40);
+        assert_eq!(read(&long), [&long.as_bytes()[..64], &nothing].concat());
+        let odd = format!("x{long}");
+        assert_eq!(read(&odd), [&odd.as_bytes()[..63], &[0], &nothing].concat(), "cut between two characters");
     }
 }

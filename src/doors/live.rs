@@ -10,7 +10,7 @@ use crate::log::entry::{Body, Entry, output_check};
 use crate::machine::digest::Digest;
 use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
-use crate::machine::packets::Packets;
+use crate::machine::packets::{Offloads, Packets};
 
 /// Where a live machine's entries go.
 pub trait Log {
@@ -41,13 +41,15 @@ pub struct LiveDoor<L> {
     digest_every_ns: u64,
     last_digest_ns: u64,
     digest_due: bool,
+    /// What the network knows of the guest.
+    offloads: Option<Offloads>,
 }
 
 impl<L: Log> LiveDoor<L> {
     /// Doors to `world` and what is `behind` them that log to `log` and take a digest about every `digest_every_ns`.
     pub fn new(world: Arc<World>, behind: Behind, log: L, digest_every_ns: u64) -> Self {
         let last_digest_ns = world.now_ns();
-        LiveDoor { world, behind, log, digest_every_ns, last_digest_ns, digest_due: false }
+        LiveDoor { world, behind, log, digest_every_ns, last_digest_ns, digest_due: false, offloads: None }
     }
 
     /// The log, when the machine has ended.
@@ -82,11 +84,21 @@ impl<L: Log> Inputs for LiveDoor<L> {
         Ok(value)
     }
 
+    fn host_name(&mut self, at: Instant, word: usize) -> Result<u64, Halt> {
+        let value = self.world.host_name(word);
+        self.log(at, Body::HostName(value))?;
+        Ok(value)
+    }
+
     fn run_until(&mut self, _: Instant) -> Result<Until, Halt> {
         Ok(Until::Exit)
     }
 
     fn event(&mut self, at: Instant, ready: Readiness) -> Result<Option<Event>, Halt> {
+        if self.offloads != Some(ready.offloads) {
+            self.offloads = Some(ready.offloads);
+            self.behind.network.set_offloads(ready.offloads);
+        }
         if std::mem::take(&mut self.digest_due) {
             return Ok(Some(Event::Digest));
         }
@@ -196,7 +208,13 @@ mod tests {
         let console = Arc::new(TypedMeanwhile { world: world.clone(), looks: AtomicU64::new(0) });
         let mut door = LiveDoor::new(world.clone(), Behind::console(console), NoLog, u64::MAX);
         world.input_waits();
-        let ready = Readiness { idle: false, console_room: 64, packet_room: 0, timer_period_ns: 0 };
+        let ready = Readiness {
+            idle: false,
+            console_room: 64,
+            packet_room: 0,
+            offloads: Offloads::default(),
+            timer_period_ns: 0,
+        };
         let event = door.event(Instant::BOOT, ready).unwrap();
         assert!(matches!(event, Some(Event::Console(_))), "the guest would wait for the next key: {event:?}");
     }

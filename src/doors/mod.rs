@@ -6,7 +6,7 @@ pub mod replay;
 pub mod takeover;
 
 use crate::machine::doors::{ConsoleInput, EndReason};
-use crate::machine::packets::Packets;
+use crate::machine::packets::{Offloads, Packets};
 
 /// The console behind the doors: where output goes and input comes from. Called on the vCPU thread.
 pub trait Console: Send + Sync {
@@ -28,6 +28,8 @@ pub trait Console: Send + Sync {
 pub trait Network: Send + Sync {
     /// Packets for the guest, at most `room` of them; never an empty batch.
     fn take(&self, room: usize) -> Option<Packets>;
+    /// The guest takes this off its link from now on.
+    fn set_offloads(&self, _offloads: Offloads) {}
     /// The live guest sent `packets`, logged as `entry`. They may leave when that entry is safe.
     fn sent(&self, entry: u64, packets: Packets);
     /// The replayed guest sent `packets`, which are `entry` in the log.

@@ -112,6 +112,13 @@ impl<S: Source> Inputs for ReplayDoor<S> {
         Ok(value)
     }
 
+    fn host_name(&mut self, at: Instant, _: usize) -> Result<u64, Halt> {
+        let pick = |body: &Body| if let Body::HostName(value) = body { Some(*value) } else { None };
+        let (_, value) = self.meet(at, || "the guest reads the host's name".into(), pick)?;
+        self.tally.events += 1;
+        Ok(value)
+    }
+
     fn run_until(&mut self, at: Instant) -> Result<Until, Halt> {
         let stop = match self.source.next(at)? {
             Next::Entry(_, entry) => entry.at,
@@ -139,7 +146,12 @@ impl<S: Source> Inputs for ReplayDoor<S> {
             // These two stay in the log until the machine has done what they say.
             Body::Digest(_) => return Ok(Some(Event::Digest)),
             Body::End(EndReason::Stopped) => return Ok(Some(Event::Stop)),
-            Body::Clock(_) | Body::Entropy(_) | Body::Output { .. } | Body::Sent { .. } | Body::End(_) => {
+            Body::Clock(_)
+            | Body::Entropy(_)
+            | Body::HostName(_)
+            | Body::Output { .. }
+            | Body::Sent { .. }
+            | Body::End(_) => {
                 return Err(diverged(number, at, entry, "the guest did nothing of the kind".into()));
             }
         };

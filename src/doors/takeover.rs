@@ -68,6 +68,10 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
         self.ask(at, |log| log.entropy(at), |world| world.entropy(at))
     }
 
+    fn host_name(&mut self, at: Instant, word: usize) -> Result<u64, Halt> {
+        self.ask(at, |log| log.host_name(at, word), |world| world.host_name(at, word))
+    }
+
     fn run_until(&mut self, at: Instant) -> Result<Until, Halt> {
         self.ask(at, |log| log.run_until(at), |world| world.run_until(at))
     }

@@ -3,37 +3,29 @@
 
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+
+mod replica;
+
+use replica::{ClockWord, Replica};
 
 use super::board::{Board, Rate};
 use super::channel::{ChannelError, Connection, Received, arrived};
-use super::incoming::{Incoming, IncomingSource};
-use super::keeper::Keeper;
-use super::outgoing::{Batch, Outgoing, OutgoingLog};
+use super::outgoing::{Batch, Outgoing};
 use super::referee::Referee;
-use super::vcpu_thread::VcpuThread;
 use super::{HostError, Keeping, Outcome, Site, system};
 use crate::backends::clock::boot_clock_ns;
-use crate::backends::priority::ordinary_this_thread;
-use crate::backends::world::World;
 use crate::console::hub::{Hub, Protection};
 use crate::console::status::{GuestState, Role};
-use crate::doors::live::LiveDoor;
-use crate::doors::replay::ReplayDoor;
-use crate::doors::takeover::TakeoverDoor;
 use crate::log::boot::decode_boot;
 use crate::log::codec::Encoder;
 use crate::log::entry::Entry;
-use crate::log::stream::EntryStream;
 use crate::machine::divergence::Divergence;
 use crate::machine::doors::{EndReason, Halt};
-use crate::machine::snapshot::Boot;
-use crate::machine::{Machine, Tracking};
 use crate::net::port::Port;
 use crate::replication::StopReason;
 use crate::replication::backup::{Action, Backup, Input, State};
@@ -61,38 +53,6 @@ enum Wake {
     StopRequested,
 }
 
-/// The machine that replays, and later lives.
-struct Replica {
-    incoming: Arc<Incoming>,
-    stream: EntryStream,
-    thread: VcpuThread<()>,
-    vcpu: mpsc::UnboundedReceiver<FromVcpu>,
-    /// Set by the vCPU thread as it goes live.
-    live: Arc<OnceLock<(Arc<World>, Arc<Outgoing>)>>,
-    /// Tells the vCPU thread where the log's encoder has to go on.
-    encoder: Arc<Mutex<Option<Encoder>>>,
-    keeper: Option<Keeper>,
-    ended: Option<EndReason>,
-}
-
-/// The primary's word about the guest's clock, and when it came: how a clock goes on with the time that a log without clock reads
-/// does not have.
-#[derive(Default)]
-struct ClockWord {
-    guest_ns: AtomicU64,
-    heard_ns: AtomicU64,
-}
-
-impl ClockWord {
-    /// What the guest's clock should show at host time `now_ns`; 0 if nothing was heard.
-    fn due(&self, now_ns: u64) -> u64 {
-        match self.guest_ns.load(SeqCst) {
-            0 => 0,
-            guest => guest + now_ns.saturating_sub(self.heard_ns.load(SeqCst)),
-        }
-    }
-}
-
 type Connecting = Pin<Box<dyn Future<Output = std::io::Result<TcpStream>> + Send>>;
 
 struct Driver {
@@ -112,6 +72,7 @@ struct Driver {
     network: Option<Arc<Port>>,
     board: Arc<Board>,
     referee: Referee,
+    host_name: String,
     clock: Arc<ClockWord>,
     stopped: Option<StopReason>,
     divergence: Option<Box<Divergence>>,
@@ -148,6 +109,7 @@ pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
         hub,
         network: network.clone(),
         board,
+        host_name: me.host_name().into(),
         referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
         clock: Arc::new(ClockWord::default()),
         stopped: None,
@@ -338,61 +300,6 @@ impl Driver {
         Ok(None)
     }
 
-    /// Makes the machine and has it wait for the log.
-    fn load(&mut self, boot: &Boot) -> Result<(), HostError> {
-        if boot.net.is_some() && self.network.is_none() {
-            return Err(HostError::NoNetwork);
-        }
-        let mut machine = Machine::new(boot, Tracking::On)?;
-        let safepoints = machine.safepoints();
-        self.board.watch(safepoints.clone());
-        let incoming = Incoming::new(safepoints.clone());
-        let keeper = self
-            .keeping
-            .file
-            .clone()
-            .map(|path| {
-                Keeper::create(&path, boot, self.keeping.limit_bytes).map_err(|source| HostError::Keep { path, source })
-            })
-            .transpose()?;
-        let (say, vcpu) = mpsc::unbounded_channel();
-        let live = Arc::new(OnceLock::new());
-        let encoder: Arc<Mutex<Option<Encoder>>> = Arc::default();
-        let go_live = {
-            let (say, live, encoder) = (say.clone(), live.clone(), encoder.clone());
-            let (hub, network, clock) = (self.hub.clone(), self.network.clone(), self.clock.clone());
-            let safepoints = safepoints.clone();
-            let digest_every_ns = self.keeping.digest_every_ns;
-            move |replay: ReplayDoor<IncomingSource>, _| {
-                let encoder = encoder.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-                // What the guest has read bounds its clock from below; a guest that has not looked lately may find it
-                // as late as its primary said it was. The rest, the time that the failover took, it catches up with.
-                let shown_ns = replay.tally().clock_ns.max(clock.guest_ns.load(SeqCst));
-                let world = World::new(safepoints, shown_ns, clock.due(boot_clock_ns()));
-                let entries = encoder.entries();
-                let outgoing = Outgoing::new(encoder, entries);
-                super::wake_for_packets(&network, &world);
-                let wake = world.clone();
-                hub.set_input_waker(Box::new(move || wake.input_waits()));
-                let log = OutgoingLog(outgoing.clone());
-                let _ = live.set((world.clone(), outgoing));
-                // Nobody listens any more only when the process is ending.
-                let _ = say.send(FromVcpu::WentLive);
-                Ok(LiveDoor::new(world, super::behind(&hub, &network), log, digest_every_ns))
-            }
-        };
-        let replay = ReplayDoor::new(incoming.source(), super::behind(&self.hub, &self.network));
-        let thread = VcpuThread::spawn(move || {
-            ordinary_this_thread();
-            let mut door = TakeoverDoor::new(replay, go_live);
-            let _ = say.send(FromVcpu::Done(machine.run(&mut door)));
-        })
-        .map_err(system("start the vCPU thread"))?;
-        let stream = EntryStream::new();
-        self.replica = Some(Replica { incoming, stream, thread, vcpu, live, encoder, keeper, ended: None });
-        Ok(())
-    }
-
     fn on_connected(&mut self, stream: TcpStream) -> Result<(), HostError> {
         match Connection::new(stream) {
             Ok(connection) => {
@@ -415,7 +322,7 @@ impl Driver {
         while trouble.is_none() {
             let Some(connection) = &mut self.connection else { return Ok(()) };
             match connection.next_message() {
-                Ok(Some(received)) => match self.unpack(&received) {
+                Ok(Some(mut received)) => match self.unpack(&mut received) {
                     Ok(()) => self.feed(Input::Received(received.message))?,
                     Err(error) => trouble = Some(error.into()),
                 },
@@ -432,9 +339,9 @@ impl Driver {
     }
 
     /// Makes sense of the bulk *before* the protocol hears of the message: what cannot be replayed is not acknowledged.
-    fn unpack(&mut self, received: &Received) -> Result<(), crate::log::stream::StreamError> {
+    fn unpack(&mut self, received: &mut Received) -> Result<(), crate::log::stream::StreamError> {
         match &received.message {
-            Message::Boot => self.boot.clone_from(&received.bulk),
+            Message::Boot => self.boot = std::mem::take(&mut received.bulk),
             Message::Heartbeat { guest_clock_ns, .. } => {
                 self.clock.heard_ns.store(boot_clock_ns(), SeqCst);
                 self.clock.guest_ns.store(*guest_clock_ns, SeqCst);
@@ -447,7 +354,7 @@ impl Driver {
                 while let Some(entry) = replica.stream.next(&mut rest)? {
                     self.entries.push(entry);
                 }
-                self.batch = Batch { first: *first, count: *count, bytes: received.bulk.clone() };
+                self.batch = Batch { first: *first, count: *count, bytes: std::mem::take(&mut received.bulk) };
             }
             _ => {}
         }

@@ -56,6 +56,7 @@ pub struct FileSource<R: Read> {
     next: Option<(u64, Entry)>,
     taken: u64,
     watch: Arc<Watch>,
+    seen: Box<dyn FnMut(&Entry) + Send>,
 }
 
 /// A replay's thread as seen from others.
@@ -70,7 +71,13 @@ pub struct Watch {
 impl<R: Read> FileSource<R> {
     /// The entries of `reader`, from its first.
     pub fn new(reader: LogReader<R>, watch: Arc<Watch>) -> Self {
-        FileSource { reader, next: None, taken: 0, watch }
+        FileSource { reader, next: None, taken: 0, watch, seen: Box::new(|_| ()) }
+    }
+
+    /// The same, and `seen` is told of each entry that the machine takes.
+    pub fn telling(mut self, seen: impl FnMut(&Entry) + Send + 'static) -> Self {
+        self.seen = Box::new(seen);
+        self
     }
 
     /// After the machine has ended: reads to the end of the log, and says whether its writer closed it. A machine
@@ -101,6 +108,7 @@ impl<R: Read> Source for FileSource<R> {
 
     fn take(&mut self) -> Option<Entry> {
         let (_, entry) = self.next.take()?;
+        (self.seen)(&entry);
         self.taken += 1;
         Some(entry)
     }

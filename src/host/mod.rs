@@ -64,6 +64,11 @@ pub enum HostError {
     /// The guest has a network card, and this host nothing to plug it into.
     #[error("the guest has a network card: say with --net where this host plugs it in")]
     NoNetwork,
+    /// The guest leaves checksums and segments to its network card, and this host's cable cannot do them.
+    #[error(
+        "the guest's network card has offloads: plug it into a TAP device here, too, or start the primary with --net …,offload=off"
+    )]
+    NoOffloads,
     /// The boot that the log starts from is out of bounds.
     #[error("the guest cannot be sent to a backup")]
     Boot(#[from] crate::log::boot::BootError),

@@ -109,7 +109,7 @@ impl Outgoing {
 /// two on either side.)
 fn waits_for_more(body: &Body) -> bool {
     match body {
-        Body::Clock(_) | Body::Entropy(_) | Body::Packets(_) => true,
+        Body::Clock(_) | Body::Entropy(_) | Body::HostName(_) | Body::Packets(_) => true,
         Body::Tick | Body::Console(_) | Body::Output { .. } | Body::Sent { .. } | Body::Digest(_) | Body::End(_) => {
             false
         }
@@ -134,5 +134,34 @@ impl Log for OutgoingLog {
         if self.0.state().batch.count > 0 {
             self.0.ready.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::frame::FrameKind;
+    use crate::machine::digest::{Digest, PageCheck};
+    use crate::machine::instant::Instant;
+    use crate::machine::packets::{HEADER, Packets};
+    use crate::replication::message::ENTRIES_HEAD;
+
+    /// Bytes of this entry where every number is as long as it gets.
+    fn length(body: Body) -> usize {
+        let mut bytes = Vec::new();
+        Encoder::new().encode(&Entry { at: Instant::new(u64::MAX, u64::MAX), body }, &mut bytes).unwrap();
+        bytes.len()
+    }
+
+    #[test]
+    fn a_full_buffer_and_the_largest_entry_on_top_of_it_fit_into_one_frame() {
+        let mut packets = Packets::new();
+        while packets.push_frame(&[1; HEADER], &[1; Packets::MAX_BYTES / Packets::MAX_COUNT - HEADER]) {}
+        assert_eq!((packets.len(), packets.bytes().len()), (Packets::MAX_COUNT, Packets::MAX_BYTES));
+        let pages = (0..Digest::MAX_PAGES as u32).map(|page| PageCheck { page: page << 21, check: 1 }).collect();
+        let digest = Digest { memory: 0, registers: [u64::MAX; 18], system: 1, fpu: 1, devices: 1, pages };
+        let largest = length(Body::Packets(packets)).max(length(Body::Digest(Box::new(digest))));
+        assert!(largest > Packets::MAX_BYTES);
+        assert!(CAPACITY - 1 + largest + ENTRIES_HEAD <= FrameKind::Entries.max_payload());
     }
 }

@@ -85,6 +85,8 @@ struct Driver {
     stopped: Option<StopReason>,
     rate: Rate,
     heartbeats_sent: u64,
+    /// There is no backup (any more): everything leaves at once.
+    alone: bool,
 }
 
 /// Runs a primary until its guest has ended or the protocol stops it.
@@ -94,6 +96,7 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
     let safepoints = machine.safepoints();
     board.watch(safepoints.clone());
     let world = World::new(safepoints.clone(), 0, 0);
+    world.set_host_name(me.host_name());
     let (done, mut vcpu) = mpsc::unbounded_channel();
     let mut driver = Driver {
         protocol: Primary::new(me.clone(), settings),
@@ -121,6 +124,7 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         stopped: None,
         rate: Rate::default(),
         heartbeats_sent: 0,
+        alone: false,
     };
     super::wake_for_packets(&network, &world);
     hub.set_input_waker(Box::new(move || world.input_waits()));
@@ -243,8 +247,10 @@ impl Driver {
                 if let Some(network) = &self.network {
                     network.set_lease(until_ns);
                 }
+                self.hub.set_lease(until_ns);
             }
             Action::Release { below: u64::MAX } => {
+                self.alone = true;
                 self.hub.set_protection(Protection::Unprotected);
                 if let Some(network) = &self.network {
                     network.set_protection(Protection::Unprotected);
@@ -445,8 +451,11 @@ impl Driver {
     /// Stops the vCPU thread, whatever it does, and closes what is open.
     async fn finish(mut self, result: Result<(), HostError>) -> Result<Outcome, HostError> {
         let clean = self.ended.is_some() && matches!(self.stopped, Some(StopReason::Ended));
-        // The console's clients may take the last words of a guest that has ended; its packets have left.
+        // The console's clients may take the last words of a guest that has ended; its packets leave now.
         if let Some(network) = &self.network {
+            if clean && self.alone {
+                network.release(u64::MAX);
+            }
             network.not_live();
         }
         if !clean {

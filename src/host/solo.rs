@@ -43,6 +43,9 @@ pub async fn run<L: Log + Send + 'static>(
 ) -> Result<SoloEnd<L>, HostError> {
     let safepoints = machine.safepoints();
     let world = World::new(safepoints.clone(), 0, 0);
+    world.set_host_name(
+        &nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into()),
+    );
     let wake = world.clone();
     super::wake_for_packets(&network, &world);
     hub.set_input_waker(Box::new(move || wake.input_waits()));

@@ -15,7 +15,9 @@ use super::entry::{Body, Entry};
 use crate::machine::digest::{Digest, PageCheck};
 use crate::machine::doors::{ConsoleInput, EndReason};
 use crate::machine::instant::Instant;
-use crate::machine::packets::{HEADER, Packets};
+use crate::machine::packets::Packets;
+
+mod packets;
 
 /// Why bytes are no entry, or an entry cannot follow those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,8 +25,8 @@ pub enum CodecError {
     /// The bytes end inside an entry. Nothing was consumed: the same call succeeds once the rest is there.
     #[error("the bytes end inside an entry")]
     CutShort,
-    /// No kind of entry has this number.
-    #[error("unknown entry kind {0}")]
+    /// No kind of entry has this number behind the tag of the extended ones.
+    #[error("unknown entry kind {EXTENDED}.{0}")]
     UnknownKind(u8),
     /// No reason for a guest's end has this number.
     #[error("unknown end reason {0}")]
@@ -54,9 +56,15 @@ pub enum CodecError {
     /// Console input of this many bytes; there are 1 to [`ConsoleInput::MAX`].
     #[error("console input of {0} bytes (1 to {max} are possible)", max = ConsoleInput::MAX)]
     ConsoleLength(usize),
-    /// A batch of packets with none, or with more packets or bytes than [`Packets`] holds; the offending number of packets.
-    #[error("{0} packets in one batch, or a packet too short or too long for it")]
-    PacketBounds(u64),
+    /// A batch of this many packets; there are 1 to [`Packets::MAX_COUNT`].
+    #[error("{0} packets in one batch (1 to {max} are possible)", max = Packets::MAX_COUNT)]
+    PacketCount(u64),
+    /// A frame of this many bytes, or with so many more than a batch holds.
+    #[error("a frame of {0} bytes is none, or has no room in its batch")]
+    PacketLength(u64),
+    /// Packets that were sent with this many bytes, headers included: fewer or more than so many packets have.
+    #[error("{0} bytes are too few or too many for the packets that were sent")]
+    SentBytes(u32),
     /// A digest that lists this many pages, more than [`Digest::MAX_PAGES`].
     #[error("a digest with {0} pages (at most {max})", max = Digest::MAX_PAGES)]
     PageCount(u64),
@@ -116,10 +124,11 @@ const CONSOLE: u8 = 3;
 const OUTPUT: u8 = 4;
 const DIGEST: u8 = 5;
 const END: u8 = 6;
-/// A kind of the network's: one byte more says which.
-const NETWORK: u8 = 7;
+/// The kinds that do not fit into three bits: one byte more says which.
+const EXTENDED: u8 = 7;
 const PACKETS: u64 = 0;
 const SENT: u64 = 1;
+const HOST_NAME: u64 = 2;
 
 /// Exits delta of 2 to 255: one byte.
 const EXITS_BYTE: u8 = 2;
@@ -217,7 +226,7 @@ impl Encoder {
             Body::Output { .. } => OUTPUT,
             Body::Digest(_) => DIGEST,
             Body::End(_) => END,
-            Body::Packets(_) | Body::Sent { .. } => NETWORK,
+            Body::Packets(_) | Body::Sent { .. } | Body::HostName(_) => EXTENDED,
         };
         let mut short = Short::new();
         short.put((kind | exits_class << 3 | polls_class << 5).into(), 1);
@@ -246,12 +255,21 @@ impl Encoder {
                 short.put((*check).into(), 4);
                 out.extend_from_slice(short.bytes());
             }
-            Body::Packets(packets) => encode_packets(packets, short, out)?,
+            Body::Packets(batch) => {
+                short.put(PACKETS, 1);
+                packets::encode(batch, short, out)?;
+            }
             Body::Sent { packets, bytes, check } => {
+                packets::check_sent(*packets, *bytes)?;
                 short.put(SENT, 1);
                 short.varint((*packets).into());
                 short.varint((*bytes).into());
                 short.put((*check).into(), 4);
+                out.extend_from_slice(short.bytes());
+            }
+            Body::HostName(word) => {
+                short.put(HOST_NAME, 1);
+                short.put(*word, 8);
                 out.extend_from_slice(short.bytes());
             }
             Body::Digest(digest) => self.encode_digest(digest, short, out)?,
@@ -382,14 +400,17 @@ impl Decoder {
                 Body::Output { length, check: bytes.take(4)? as u32 }
             }
             DIGEST => Body::Digest(Box::new(self.decode_digest(&mut bytes)?)),
-            NETWORK => match bytes.take(1)? {
-                PACKETS => Body::Packets(decode_packets(&mut bytes)?),
-                SENT => Body::Sent {
-                    packets: decode_u32(&mut bytes, Field::PacketCount)?,
-                    bytes: decode_u32(&mut bytes, Field::PacketLength)?,
-                    check: bytes.take(4)? as u32,
-                },
-                other => return Err(CodecError::UnknownKind(NETWORK + other as u8)),
+            EXTENDED => match bytes.take(1)? {
+                PACKETS => Body::Packets(packets::decode(&mut bytes)?),
+                SENT => {
+                    let packets = decode_u32(&mut bytes, Field::PacketCount)?;
+                    packets::check_count(packets.into())?;
+                    let length = decode_u32(&mut bytes, Field::PacketLength)?;
+                    packets::check_sent(packets, length)?;
+                    Body::Sent { packets, bytes: length, check: bytes.take(4)? as u32 }
+                }
+                HOST_NAME => Body::HostName(bytes.take(8)?),
+                other => return Err(CodecError::UnknownKind(other as u8)),
             },
             _ => Body::End(match bytes.take(1)? as u8 {
                 0 => EndReason::Exit(bytes.take(1)? as u8),
@@ -407,7 +428,12 @@ impl Decoder {
             Body::Console(input) => self.state.after_console(input),
             Body::Digest(digest) => self.state.words = words(digest),
             Body::End(_) => self.state.ended = true,
-            Body::Entropy(_) | Body::Tick | Body::Output { .. } | Body::Packets(_) | Body::Sent { .. } => {}
+            Body::Entropy(_)
+            | Body::Tick
+            | Body::Output { .. }
+            | Body::Packets(_)
+            | Body::Sent { .. }
+            | Body::HostName(_) => {}
         }
         self.state.at = at;
         self.state.entries += 1;
@@ -501,52 +527,4 @@ impl Decoder {
 fn decode_u32(bytes: &mut Bytes<'_>, field: Field) -> Result<u32, CodecError> {
     let value = bytes.varint()?.ok_or(CodecError::NotCanonical(field))?;
     u32::try_from(value).map_err(|_| CodecError::Overflow(field))
-}
-
-/// Number of packets, then each: its frame's length with a bit for "the header is not all zero", that header, the frame.
-fn encode_packets(packets: &Packets, mut short: Short, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    if packets.is_empty() {
-        return Err(CodecError::PacketBounds(0));
-    }
-    short.put(PACKETS, 1);
-    short.varint(packets.len() as u64);
-    out.extend_from_slice(short.bytes());
-    for packet in packets.iter() {
-        let (header, frame) = packet.split_at(HEADER);
-        let plain = header.iter().all(|&byte| byte == 0);
-        let mut short = Short::new();
-        short.varint((frame.len() as u64) << 1 | u64::from(!plain));
-        out.extend_from_slice(short.bytes());
-        out.extend_from_slice(if plain { frame } else { packet });
-    }
-    Ok(())
-}
-
-fn decode_packets(bytes: &mut Bytes<'_>) -> Result<Packets, CodecError> {
-    let count = bytes.varint()?.ok_or(CodecError::NotCanonical(Field::PacketCount))?;
-    if !(1..=Packets::MAX_COUNT as u64).contains(&count) {
-        return Err(CodecError::PacketBounds(count));
-    }
-    let mut packets = Packets::new();
-    for _ in 0..count {
-        let word = bytes.varint()?.ok_or(CodecError::NotCanonical(Field::PacketLength))?;
-        let length = usize::try_from(word >> 1).map_err(|_| CodecError::Overflow(Field::PacketLength))?;
-        if length > Packets::MAX_PACKET - HEADER {
-            return Err(CodecError::PacketBounds(count));
-        }
-        let header = if word & 1 == 1 { bytes.slice(HEADER)? } else { &[0; HEADER] };
-        if word & 1 == 1 && header.iter().all(|&byte| byte == 0) {
-            return Err(CodecError::NotCanonical(Field::PacketHeader));
-        }
-        let frame = bytes.slice(length)?;
-        let fits = packets.push_with(|out| {
-            out.extend_from_slice(header);
-            out.extend_from_slice(frame);
-            true
-        });
-        if !fits {
-            return Err(CodecError::PacketBounds(count));
-        }
-    }
-    Ok(packets)
 }

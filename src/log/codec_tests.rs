@@ -6,6 +6,7 @@ use super::entry::{Body, Entry};
 use crate::machine::digest::{Digest, PageCheck};
 use crate::machine::doors::{ConsoleInput, EndReason};
 use crate::machine::instant::Instant;
+use crate::machine::packets::{HEADER, Packets};
 
 fn entry(exits: u64, polls: u64, body: Body) -> Entry {
     Entry { at: Instant::new(exits, polls), body }
@@ -13,6 +14,17 @@ fn entry(exits: u64, polls: u64, body: Body) -> Entry {
 
 fn console(session: u64, offset: u64, bytes: &[u8]) -> Body {
     Body::Console(ConsoleInput { session, offset, bytes: bytes.to_vec() })
+}
+
+/// A header that says something where there is a digit, and a frame of so many bytes.
+fn batch(frames: &[(u8, &[u8])]) -> Packets {
+    let mut packets = Packets::new();
+    for (last, frame) in frames {
+        let mut header = [0; HEADER];
+        header[HEADER - 1] = *last;
+        assert!(packets.push_frame(&header, frame));
+    }
+    packets
 }
 
 fn digest(pages: Vec<PageCheck>) -> Digest {
@@ -84,7 +96,16 @@ fn documented() -> Vec<(Entry, &'static [u8])> {
         ),
         (entry(409, 1_000_301, Body::Digest(Box::new(two))), with_memory(&[0x05], &[0, 0, 1, 7, 1])),
         (entry(410, 0, Body::Tick), &[0xea, 0, 0, 0, 0, 0, 0, 0, 0]),
-        (entry(410, 0, Body::End(EndReason::Exit(3))), &[0x06, 0, 3]),
+        (
+            entry(411, 0, Body::Packets(batch(&[(0, b"ABCDEFGHIJKLMN"), (1, b"abcdefghijklmn")]))),
+            b"\x0f\0\x05\x39ABCDEFGHIJKLMN\x3b\0\0\0\0\0\0\0\0\0\0\0\x01abcdefghijklmn",
+        ),
+        (
+            entry(411, 0, Body::Sent { packets: 2, bytes: 80, check: 0x0403_0201 }),
+            &[0x07, 0x01, 0x05, 0xa1, 1, 2, 3, 4],
+        ),
+        (entry(412, 0, Body::HostName(u64::from_le_bytes(*b"alpha\0\0\0"))), b"\x0f\x02alpha\0\0\0"),
+        (entry(412, 0, Body::End(EndReason::Exit(3))), &[0x06, 0, 3]),
     ]
 }
 
@@ -155,6 +176,15 @@ fn an_encoder_goes_on_where_a_decoder_stands() {
     }
 }
 
+/// So many packets of so many bytes each, every other one with a header that says something.
+fn many(count: usize, bytes: usize) -> Packets {
+    let frames: Vec<Vec<u8>> = (0..count).map(|i| vec![i as u8; bytes - HEADER]).collect();
+    let parts: Vec<(u8, &[u8])> = frames.iter().enumerate().map(|(i, frame)| (i as u8 & 1, &frame[..])).collect();
+    let packets = batch(&parts);
+    assert_eq!(packets.bytes().len(), count * bytes);
+    packets
+}
+
 #[test]
 fn the_extremes_come_back() {
     let max = u64::MAX;
@@ -169,6 +199,12 @@ fn the_extremes_come_back() {
         entry(max - 1, max, console(max, 63, &[0; 1])),
         entry(max, max - 1, Body::Output { length: u32::MAX, check: 0 }),
         entry(max, max - 1, Body::Digest(Box::new(full))),
+        entry(max, max, Body::Packets(many(Packets::MAX_COUNT, Packets::MIN_PACKET))),
+        entry(max, max, Body::Packets(many(Packets::MAX_BYTES / Packets::MAX_PACKET, Packets::MAX_PACKET))),
+        entry(max, max, Body::Packets(many(Packets::MAX_COUNT, Packets::MAX_BYTES / Packets::MAX_COUNT))),
+        entry(max, max, Body::Sent { packets: 1, bytes: Packets::MIN_PACKET as u32, check: u32::MAX }),
+        entry(max, max, Body::Sent { packets: 256, bytes: Packets::MAX_BYTES as u32, check: 0 }),
+        entry(max, max, Body::HostName(max)),
         entry(max, max, Body::End(EndReason::CannotExecute(max))),
     ];
     let bytes = encoded(&entries).concat();
@@ -189,7 +225,8 @@ fn bytes_that_are_no_entry_are_refused_by_name() {
     let polls = |class: u8| class << 5;
     let digest_with = |rest: &[u8]| [&[digest], &[0; 16][..], rest].concat();
 
-    assert_eq!(refused(&[], &[7]), UnknownKind(7));
+    assert_eq!(refused(&[], &[7, 3]), UnknownKind(3));
+    assert_eq!(refused(&[], &[7, 255]), UnknownKind(255));
     assert_eq!(refused(&[], &[end, 6]), UnknownEnd(6));
     assert_eq!(refused(&[entry(0, 0, Body::End(EndReason::Stopped))], &[tick]), AfterEnd);
     for small in [0, 1] {
@@ -227,6 +264,42 @@ fn bytes_that_are_no_entry_are_refused_by_name() {
 }
 
 #[test]
+fn packets_that_are_none_are_refused_by_name_and_before_they_are_waited_for() {
+    use CodecError::{CutShort, NotCanonical, Overflow, PacketCount, PacketLength, SentBytes};
+    let (packets, sent) = ([7, 0], [7, 1]);
+    let with = |kind: [u8; 2], rest: &[u8]| [&kind, rest].concat();
+    // Counts and lengths: varint n is `2n + 1` in one byte, `4n + 2` in two, `8n + 4` in three, `16n + 8` in four.
+    assert_eq!(refused(&[], &with(packets, &[0x01])), PacketCount(0));
+    assert_eq!(refused(&[], &with(packets, &[0x06, 0x04])), PacketCount(257));
+    assert_eq!(refused(&[], &with(packets, &[0x02, 0x04])), CutShort, "256 are possible");
+    assert_eq!(refused(&[], &with(packets, &[0x06, 0x00])), NotCanonical(Field::PacketCount));
+    let frame = |bytes: u64, says: u64| (((bytes << 1 | says) << 4) | 8) as u32;
+    let long = |bytes, says| with(packets, &[&[0x03], &frame(bytes, says).to_le_bytes()[..]].concat());
+    assert_eq!(refused(&[], &with(packets, &[0x03, 13 << 2 | 1])), PacketLength(13), "no Ethernet header");
+    assert_eq!(refused(&[], &long(65_550, 0)), NotCanonical(Field::PacketLength), "three bytes would do");
+    assert_eq!(refused(&[], &long(2_000_000, 0)), PacketLength(2_000_000));
+    assert_eq!(
+        refused(&[], &with(packets, &[0x03, 0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])),
+        PacketLength((1 << 55) - 1)
+    );
+    let plain = [&[0x03, 14 << 2 | 3][..], &[0; HEADER + 14]].concat();
+    assert_eq!(refused(&[], &with(packets, &plain)), NotCanonical(Field::PacketHeader), "it says nothing");
+    // Three frames of the longest fit into a batch, a fourth of 64 KiB does not: said before its bytes are there.
+    let longest = Packets::MAX_PACKET - HEADER;
+    let word = ((longest << 1) << 3 | 4).to_le_bytes();
+    let one = [&word[..3], &vec![0; longest]].concat();
+    let four = [&[0x09][..], &one, &one, &one, &word[..3]].concat();
+    assert_eq!(refused(&[], &with(packets, &four)), PacketLength(longest as u64));
+    assert_eq!(refused(&[], &with(sent, &[0x01])), PacketCount(0));
+    assert_eq!(refused(&[], &with(sent, &[0x06, 0x04])), PacketCount(257));
+    assert_eq!(refused(&[], &with(sent, &[0x03, 25 << 1 | 1])), SentBytes(25));
+    assert_eq!(refused(&[], &with(sent, &[0x05, 51 << 1 | 1])), SentBytes(51));
+    let too_many = ((Packets::MAX_BYTES + 1) << 3 | 4).to_le_bytes();
+    assert_eq!(refused(&[], &with(sent, &[&[0x02, 0x04], &too_many[..3]].concat())), SentBytes(262_145));
+    assert_eq!(refused(&[], &with(sent, &[0x03, 0, 0, 0, 0, 0, 0, 0, 0, 1])), Overflow(Field::PacketLength));
+}
+
+#[test]
 fn entries_that_may_not_follow_are_refused_by_name() {
     let five = entry(1, 5, Body::Clock(50));
     for at in [Instant::new(1, 4), Instant::new(0, 9)] {
@@ -246,6 +319,17 @@ fn entries_that_may_not_follow_are_refused_by_name() {
         (vec![5, 4], CodecError::PageOrder(4)),
     ] {
         let body = Body::Digest(Box::new(digest(pages(numbers))));
+        assert_eq!(unencodable(&[five.clone(), entry(2, 0, body)]), error);
+    }
+    assert_eq!(unencodable(&[five.clone(), entry(2, 0, Body::Packets(Packets::new()))]), CodecError::PacketCount(0));
+    for (packets, bytes, error) in [
+        (0, 0, CodecError::PacketCount(0)),
+        (257, 257 * 60, CodecError::PacketCount(257)),
+        (2, 51, CodecError::SentBytes(51)),
+        (9, Packets::MAX_BYTES as u32 + 1, CodecError::SentBytes(Packets::MAX_BYTES as u32 + 1)),
+        (1, Packets::MAX_PACKET as u32 + 1, CodecError::SentBytes(Packets::MAX_PACKET as u32 + 1)),
+    ] {
+        let body = Body::Sent { packets, bytes, check: 0 };
         assert_eq!(unencodable(&[five.clone(), entry(2, 0, body)]), error);
     }
     let end = entry(2, 0, Body::End(EndReason::TripleFault));

@@ -25,11 +25,13 @@ pub enum Kind {
     Packets,
     /// [`Body::Sent`].
     Sent,
+    /// [`Body::HostName`].
+    HostName,
 }
 
 impl Kind {
     /// All kinds, in the order in which the byte format numbers them.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Clock,
         Kind::Entropy,
         Kind::Tick,
@@ -39,6 +41,7 @@ impl Kind {
         Kind::End,
         Kind::Packets,
         Kind::Sent,
+        Kind::HostName,
     ];
 
     /// The name under which `lockstep log` shows it.
@@ -51,6 +54,7 @@ impl Kind {
             Kind::Output => "output",
             Kind::Packets => "packets",
             Kind::Sent => "sent",
+            Kind::HostName => "host",
             Kind::Digest => "digest",
             Kind::End => "end",
         }
@@ -69,6 +73,7 @@ impl Body {
             Body::Output { .. } => Kind::Output,
             Body::Packets(_) => Kind::Packets,
             Body::Sent { .. } => Kind::Sent,
+            Body::HostName(_) => Kind::HostName,
             Body::Digest(_) => Kind::Digest,
             Body::End(_) => Kind::End,
         }
@@ -92,6 +97,7 @@ pub fn details(body: &Body) -> String {
         Body::Sent { packets, bytes, check } => {
             format!("{packets} packet{} {bytes} bytes check {check:08x}", plural(*packets))
         }
+        Body::HostName(word) => format!("\"{}\"", host_name_part(*word).escape_ascii()),
         Body::Digest(digest) => {
             let rip = REGISTER_NAMES.iter().zip(digest.registers).find(|(name, _)| **name == "rip");
             let (pages, rip) = (digest.pages.len(), rip.map_or(0, |(_, value)| value));
@@ -115,6 +121,13 @@ impl fmt::Display for Body {
     }
 }
 
+/// The bytes of a part of the host's name, without what fills it up.
+pub fn host_name_part(word: u64) -> Vec<u8> {
+    let mut part = word.to_le_bytes().to_vec();
+    part.truncate(8 - word.leading_zeros() as usize / 8);
+    part
+}
+
 fn plural(count: u32) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
@@ -133,6 +146,7 @@ mod tests {
             (Body::Tick, "tick"),
             (Body::Console(typed), r#"console session 000000000000beef offset 7 "ls \"\x1b[A\xff\r""#),
             (Body::Output { length: 1, check: 0x2a }, "output 1 byte check 0000002a"),
+            (Body::HostName(u64::from_le_bytes(*b"al\"pha\n\0")), r#"host "al\"pha\n""#),
             (Body::End(EndReason::Exit(3)), "end the guest ended with code 3"),
         ];
         for (body, line) in lines {

@@ -44,6 +44,8 @@ pub enum Body {
         /// Low 32 bits of the XXH3 of the bytes.
         check: u32,
     },
+    /// Answer: the guest read this part of the host's name, eight bytes as a little-endian number.
+    HostName(u64),
     /// Check: the machine's state here.
     Digest(Box<Digest>),
     /// The guest ended here. Always the last entry.
@@ -51,6 +53,11 @@ pub enum Body {
 }
 
 impl Body {
+    /// The packets that reached the card, if it is that.
+    pub fn received(&self) -> Option<&Packets> {
+        if let Body::Packets(packets) = self { Some(packets) } else { None }
+    }
+
     /// The entry of these packets as an output.
     pub fn sent(packets: &Packets) -> Body {
         let bytes = packets.bytes();

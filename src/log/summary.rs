@@ -3,6 +3,7 @@
 
 use super::describe::Kind;
 use super::entry::{Body, Entry};
+use crate::machine::packets::HEADER;
 
 /// Buckets of [`Summary::gaps`]: one for 0 and one for each bit of a 64-bit count.
 pub const GAP_BUCKETS: usize = 65;
@@ -17,6 +18,22 @@ pub struct Total {
     pub entries: u64,
     /// Their encoded bytes, without frames.
     pub bytes: u64,
+}
+
+/// Packets that passed the guest's network card one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// How many.
+    pub packets: u64,
+    /// Bytes of their Ethernet frames.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    fn add(&mut self, packets: u64, bytes_with_headers: u64) {
+        self.packets += packets;
+        self.bytes += bytes_with_headers.saturating_sub(packets * HEADER as u64);
+    }
 }
 
 /// What the length of a recording is known from.
@@ -52,6 +69,8 @@ pub struct Summary {
     kinds: [Total; Kind::ALL.len()],
     gaps: [u64; GAP_BUCKETS],
     total: Total,
+    received: Traffic,
+    sent: Traffic,
     last_polls: u64,
     /// The last clock read, and what had been logged up to and with it.
     clock_ns: u64,
@@ -65,6 +84,8 @@ impl Default for Summary {
             kinds: [Total::default(); Kind::ALL.len()],
             gaps: [0; GAP_BUCKETS],
             total: Total::default(),
+            received: Traffic::default(),
+            sent: Traffic::default(),
             last_polls: 0,
             clock_ns: 0,
             bytes_at_clock: 0,
@@ -83,16 +104,42 @@ impl Summary {
         let gap = entry.at.polls.saturating_sub(self.last_polls);
         self.gaps[(64 - gap.leading_zeros()) as usize] += 1;
         self.last_polls = entry.at.polls;
-        if let Body::Clock(ns) = entry.body {
-            self.clock_ns = ns;
-            self.bytes_at_clock = self.total.bytes;
-            self.ticks_at_clock = self.kind(Kind::Tick).entries;
+        match &entry.body {
+            Body::Clock(ns) => {
+                self.clock_ns = *ns;
+                self.bytes_at_clock = self.total.bytes;
+                self.ticks_at_clock = self.kind(Kind::Tick).entries;
+            }
+            Body::Packets(packets) => self.received.add(packets.len() as u64, packets.bytes().len() as u64),
+            Body::Sent { packets, bytes, .. } => self.sent.add((*packets).into(), (*bytes).into()),
+            Body::Entropy(_)
+            | Body::Tick
+            | Body::Console(_)
+            | Body::Output { .. }
+            | Body::HostName(_)
+            | Body::Digest(_)
+            | Body::End(_) => {}
         }
     }
 
     /// The entries of one kind.
     pub fn kind(&self, kind: Kind) -> Total {
         self.kinds[kind as usize]
+    }
+
+    /// What the guest received by its network card.
+    pub fn received(&self) -> Traffic {
+        self.received
+    }
+
+    /// What the guest sent by its network card.
+    pub fn sent(&self) -> Traffic {
+        self.sent
+    }
+
+    /// Bytes of the log, all of its entries, for each byte that the guest received; `None` if it received nothing.
+    pub fn log_bytes_per_received_byte(&self) -> Option<f64> {
+        (self.received.bytes > 0).then(|| self.total.bytes as f64 / self.received.bytes as f64)
     }
 
     /// All entries.
@@ -125,6 +172,7 @@ impl Summary {
 mod tests {
     use super::*;
     use crate::machine::instant::Instant;
+    use crate::machine::packets::Packets;
 
     fn summary(entries: &[(u64, Body, u64)]) -> Summary {
         let mut summary = Summary::default();
@@ -141,6 +189,19 @@ mod tests {
         assert_eq!(summary.kind(Kind::Clock), Total::default());
         assert_eq!(summary.total(), Total { entries: 4, bytes: 15 });
         assert_eq!(summary.gaps()[..4], [2, 1, 1, 0]);
+    }
+
+    #[test]
+    fn packets_are_counted_without_their_headers() {
+        let mut packets = Packets::new();
+        packets.push(&[0; HEADER + 60]);
+        packets.push(&[0; HEADER + 40]);
+        let sent = Body::Sent { packets: 3, bytes: 3 * HEADER as u32 + 200, check: 0 };
+        let both = summary(&[(0, Body::Packets(packets), 106), (1, sent, 9), (2, Body::Tick, 5)]);
+        assert_eq!(both.received(), Traffic { packets: 2, bytes: 100 });
+        assert_eq!(both.sent(), Traffic { packets: 3, bytes: 200 });
+        assert_eq!(both.log_bytes_per_received_byte(), Some(1.2));
+        assert_eq!(summary(&[(2, Body::Tick, 5)]).log_bytes_per_received_byte(), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@
 
 use super::digest::Digest;
 use super::instant::Instant;
-use super::packets::Packets;
+use super::packets::{Offloads, Packets};
 
 /// What can stop a machine at a door.
 #[derive(Debug, thiserror::Error)]
@@ -72,13 +72,15 @@ impl ConsoleInput {
 /// What the machine tells the input door when it asks for events.
 #[derive(Clone, Copy, Debug)]
 pub struct Readiness {
-    /// The guest waits in `hlt` and no interrupt is pending: it does not go on without an event, and
+    /// The guest waits (in `hlt`, or at the waiting port) and no interrupt is pending: it does not go on without an event, and
     /// the door may block until there is one.
     pub idle: bool,
     /// Bytes that the UART's receive FIFO has room for.
     pub console_room: usize,
     /// Packets that the network card has buffers for.
     pub packet_room: usize,
+    /// What the guest takes off its network link.
+    pub offloads: Offloads,
     /// Period of the guest's timer in nanoseconds; 0 while it is not programmed.
     pub timer_period_ns: u64,
 }
@@ -102,6 +104,8 @@ pub trait Inputs {
     fn clock(&mut self, at: Instant) -> Result<u64, Halt>;
     /// Answers an entropy read at `at`.
     fn entropy(&mut self, at: Instant) -> Result<u64, Halt>;
+    /// Answers a read of a part of the host's name at `at`: eight bytes of it from `8 * word` on, as a little-endian number; 0 behind its end.
+    fn host_name(&mut self, at: Instant, word: usize) -> Result<u64, Halt>;
     /// How far the guest may run from `at`.
     fn run_until(&mut self, at: Instant) -> Result<Until, Halt>;
     /// The next event to be delivered at exactly `at`.

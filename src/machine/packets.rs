@@ -3,6 +3,15 @@
 /// Bytes of the header before each frame (`struct virtio_net_hdr_v1`, virtio 1.2, 5.1.6). All zero where no offload was negotiated.
 pub const HEADER: usize = 12;
 
+/// What the guest takes off the hands of its link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// It takes packets whose checksum is not filled in.
+    pub guest_csum: bool,
+    /// It takes TCP over IPv4 segments longer than the link's packets.
+    pub guest_tso4: bool,
+}
+
 /// Some packets, in order, in one piece of memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packets {
@@ -26,6 +35,11 @@ impl Packets {
         Self::default()
     }
 
+    /// None yet, with memory for so many packets of so many bytes in all.
+    pub fn with_capacity(count: usize, bytes: usize) -> Self {
+        Packets { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(count) }
+    }
+
     /// Whether a packet of `length` bytes, header included, is one and still fits.
     pub fn has_room(&self, length: usize) -> bool {
         (Self::MIN_PACKET..=Self::MAX_PACKET).contains(&length)
@@ -38,6 +52,17 @@ impl Packets {
         let fits = self.has_room(packet.len());
         if fits {
             self.bytes.extend_from_slice(packet);
+            self.ends.push(self.bytes.len() as u32);
+        }
+        fits
+    }
+
+    /// Adds a packet in its two parts. False, and nothing is added, unless it [has room](Self::has_room).
+    pub fn push_frame(&mut self, header: &[u8; HEADER], frame: &[u8]) -> bool {
+        let fits = self.has_room(HEADER + frame.len());
+        if fits {
+            self.bytes.extend_from_slice(header);
+            self.bytes.extend_from_slice(frame);
             self.ends.push(self.bytes.len() as u32);
         }
         fits

@@ -75,6 +75,8 @@ pub struct Machine {
     at: Instant,
     /// The last exit was `hlt` and no interrupt has come since.
     halted: bool,
+    /// The last exit was a write to the waiting port and no event has come since.
+    waiting: bool,
     access: Access,
     /// With tracking: the digest of memory, and the pages to look at beside KVM's dirty log and what the host has written.
     digests: Option<(MemoryDigest, Vec<u64>)>,
@@ -100,6 +102,7 @@ impl Machine {
             devices: Devices::new(boot.boot_time_ns, boot.net),
             at: Instant::BOOT,
             halted: false,
+            waiting: false,
             access: Access::None,
             digests,
             packets: Packets::new(),
@@ -150,12 +153,16 @@ impl Machine {
                 return Ok(Some(EndReason::HaltedForever));
             }
             let ready = Readiness {
-                idle: self.halted && !pending,
+                idle: (self.halted || self.waiting) && !pending,
                 console_room: self.devices.uart.room(),
                 packet_room: self.devices.packet_room(&self.memory),
+                offloads: self.devices.offloads(),
                 timer_period_ns: self.devices.pit.period_ns(),
             };
-            match door.event(self.at, ready)? {
+            let event = door.event(self.at, ready)?;
+            // A digest is nothing that the guest waits for.
+            self.waiting &= matches!(event, None | Some(Event::Digest));
+            match event {
                 Some(Event::Tick) => {
                     self.devices.tick();
                     transmit(&mut self.devices, self.at, door)?;
@@ -167,10 +174,11 @@ impl Machine {
                     door.digest(self.at, digest)?;
                 }
                 Some(Event::Stop) => return Ok(Some(EndReason::Stopped)),
-                None if self.halted && !pending => {} // nothing yet: ask again
+                None if ready.idle => {} // nothing yet: ask again
                 None => break,
             }
         }
+        self.waiting = false;
         self.deliver_interrupt().map_err(failed("inject an interrupt"))?;
         Ok(None)
     }
@@ -274,7 +282,8 @@ impl Machine {
                     if self.devices.uart.transmitted_enough() {
                         transmit(&mut self.devices, at, door)?;
                     }
-                    if port == port::VIRTIO_SYNC {
+                    if matches!(port, port::VIRTIO_SYNC | port::WAIT) {
+                        self.waiting = port == port::WAIT;
                         self.send_packets(door)?;
                     }
                     if let Some(code) = self.devices.exit_code {

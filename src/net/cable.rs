@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::socket::{Socket, SocketError};
 use super::spec::Backend;
 use super::tap::{self, Tap, TapError};
-use crate::machine::packets::Packets;
+use crate::machine::packets::{Offloads, Packets};
 
 /// Why there is no cable.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,14 @@ impl Cable {
         match self {
             Cable::Tap(tap, _) => Handle::Tap(tap.file()),
             Cable::Socket(socket) => Handle::Socket(socket.stream()),
+        }
+    }
+
+    /// Says what the guest does itself to the frames that come. A socket's are always whole.
+    pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        match self {
+            Cable::Tap(tap, _) => tap.set_offloads(offloads),
+            Cable::Socket(_) => Ok(()),
         }
     }
 

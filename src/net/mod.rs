@@ -3,7 +3,6 @@
 //! | room | its one job |
 //! | --- | --- |
 //! | [`spec`] | what `--net` says |
-//! | [`merge`] | outgoing TCP segments, merged for the host's kernel |
 //! | [`port`] | the meeting point: packets for the guest, packets that wait for their release, and who may send |
 //! | `carrier` | the task that carries its packets |
 //! | `wire` | the cable, and what is on its way through it |
@@ -17,7 +16,6 @@
 pub mod announce;
 pub mod cable;
 mod carrier;
-pub mod merge;
 pub mod pcap;
 pub mod port;
 pub mod received;

@@ -27,7 +27,7 @@ use super::wire::Wire;
 use crate::console::hub::Protection;
 use crate::console::status::NetStatus;
 use crate::doors::Network;
-use crate::machine::packets::Packets;
+use crate::machine::packets::{Offloads, Packets};
 use crate::replication::held::HeldOutputs;
 
 /// Says that packets wait. False: the guest computes, and the port has to remind it after a while.
@@ -142,6 +142,11 @@ impl Port {
 
     pub(super) fn wire(&self) -> MutexGuard<'_, Wire> {
         lock(&self.wire)
+    }
+
+    /// Whether the other end of the cable can fill in checksums and cut up segments.
+    pub fn has_offloads(&self) -> bool {
+        self.wire().has_offloads()
     }
 
     /// Whom to tell that packets wait for the guest.
@@ -280,6 +285,10 @@ impl Network for Port {
         state.rx_packets += packets.len() as u64;
         state.rx_bytes += super::frame_bytes(&packets);
         Some(packets)
+    }
+
+    fn set_offloads(&self, offloads: Offloads) {
+        self.wire().set_offloads(offloads);
     }
 
     fn sent(&self, entry: u64, packets: Packets) {

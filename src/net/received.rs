@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 
 use crate::machine::packets::Packets;
 
-/// Packets that wait, at most: as many as the card's ring takes.
-pub const MAX_PACKETS: usize = 256;
+/// Packets that wait, at most: a few times what the card's ring takes, for a guest that has to wait for its processor.
+pub const MAX_PACKETS: usize = 1024;
 /// Their bytes, at most.
-pub const MAX_BYTES: usize = 512 << 10;
+pub const MAX_BYTES: usize = 4 << 20;
 
 /// The queue.
 #[derive(Default)]
@@ -142,18 +142,21 @@ mod tests {
     #[test]
     fn the_newest_are_dropped_when_it_is_full() {
         let mut queue = Received::default();
-        assert_eq!(queue.append(&mut batch(0, 250, 60), |_| {}), 0);
+        let full = MAX_PACKETS as u32;
+        for first in (0..full - 6).step_by(2) {
+            assert_eq!(queue.append(&mut batch(first, 2, 60), |_| {}), 0);
+        }
         let mut seen = 0;
-        assert_eq!(queue.append(&mut batch(250, 10, 60), |batch| seen += batch.len()), 4);
+        assert_eq!(queue.append(&mut batch(full - 6, 10, 60), |batch| seen += batch.len()), 4);
         assert_eq!(seen, 6, "what is dropped was not received");
-        assert_eq!(queue.append(&mut batch(260, 1, 60), |_| {}), 1);
-        assert_eq!(drain(&mut queue, 100), (0..256).collect::<Vec<_>>());
+        assert_eq!(queue.append(&mut batch(full + 4, 1, 60), |_| {}), 1);
+        assert_eq!(drain(&mut queue, 100), (0..full).collect::<Vec<_>>());
 
-        let long = MAX_BYTES / 10;
-        for first in 0..10 {
+        let long = MAX_BYTES / 20;
+        for first in 0..20 {
             assert_eq!(queue.append(&mut batch(first, 1, long), |_| {}), 0);
         }
-        assert_eq!(queue.append(&mut batch(10, 1, long), |_| {}), 1);
-        assert_eq!(drain(&mut queue, 100), (0..10).collect::<Vec<_>>());
+        assert_eq!(queue.append(&mut batch(20, 1, long), |_| {}), 1);
+        assert_eq!(drain(&mut queue, 100), (0..20).collect::<Vec<_>>());
     }
 }

@@ -16,6 +16,8 @@ pub struct NetSpec {
     pub ip: Option<String>,
     /// Gateway for the guest's command line.
     pub gateway: Option<String>,
+    /// Whether the card offers checksum and segmentation offloads: those of a TAP device, which a socket has not.
+    pub offloads: bool,
 }
 
 /// The other end of the cable.
@@ -34,7 +36,7 @@ pub enum SpecError {
     #[error("one of tap=NAME and socket=PATH is needed")]
     Backend,
     /// A setting that there is not.
-    #[error("`{0}` is no setting of a network card (tap=, socket=, mac=, ip=, gw=)")]
+    #[error("`{0}` is no setting of a network card (tap=, socket=, mac=, ip=, gw=, offload=)")]
     Unknown(String),
     /// Not an Ethernet address that a card can have.
     #[error("`{0}` is no Ethernet address of one card (like 52:54:00:12:34:56)")]
@@ -42,6 +44,9 @@ pub enum SpecError {
     /// Not an address with prefix length.
     #[error("`{0}` is no IPv4 address with prefix length (like 10.9.0.2/24), nor `dhcp`")]
     Ip(String),
+    /// Neither on nor off, or on for a socket.
+    #[error("offload is `on` or `off`, and off for a socket, not `{0}`")]
+    Offload(String),
     /// Not an address.
     #[error("`{0}` is no IPv4 address (like 10.9.0.1)")]
     Gateway(String),
@@ -55,7 +60,7 @@ impl NetSpec {
             // Locally administered, and of QEMU's and KVM's prefix, as people expect of a virtual machine.
             [0x52, 0x54, 0x00, hash[0], hash[1], hash[2]]
         });
-        NicConfig { mac, mtu: 1500, offloads: false }
+        NicConfig { mac, mtu: 1500, offloads: self.offloads }
     }
 
     /// What the guest's command line says about its addresses.
@@ -70,7 +75,7 @@ impl FromStr for NetSpec {
     type Err = SpecError;
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
-        let (mut backend, mut mac, mut ip, mut gateway) = (None, None, None, None);
+        let (mut backend, mut mac, mut ip, mut gateway, mut offloads) = (None, None, None, None, None);
         for setting in text.split(',') {
             let (name, value) = setting.split_once('=').ok_or_else(|| SpecError::Unknown(setting.into()))?;
             match name {
@@ -82,10 +87,18 @@ impl FromStr for NetSpec {
                 "ip" => return Err(SpecError::Ip(value.into())),
                 "gw" if value.parse::<std::net::Ipv4Addr>().is_ok() => gateway = Some(value.into()),
                 "gw" => return Err(SpecError::Gateway(value.into())),
+                "offload" if value == "on" || value == "off" => offloads = Some(value == "on"),
+                "offload" => return Err(SpecError::Offload(value.into())),
                 _ => return Err(SpecError::Unknown(name.into())),
             }
         }
-        Ok(NetSpec { backend: backend.ok_or(SpecError::Backend)?, mac, ip, gateway })
+        let backend = backend.ok_or(SpecError::Backend)?;
+        let possible = matches!(backend, Backend::Tap(_));
+        let offloads = offloads.unwrap_or(possible);
+        if offloads && !possible {
+            return Err(SpecError::Offload("on".into()));
+        }
+        Ok(NetSpec { backend, mac, ip, gateway, offloads })
     }
 }
 

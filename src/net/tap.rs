@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nix::libc;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
 
-use crate::machine::packets::HEADER;
+use crate::machine::packets::{HEADER, Offloads};
 
 const DEVICE: &str = "/dev/net/tun";
 
@@ -97,13 +97,12 @@ impl Tap {
         let setup = |error: nix::Error| TapError::Setup { name: named(), source: error.into() };
         // SAFETY: the file is an attached TAP device, and the kernel reads one integer.
         unsafe { ioctl::set_header_size(file.as_raw_fd(), &(HEADER as libc::c_int)) }.map_err(setup)?;
-        // None: the kernel hands out whole frames with their checksums.
-        // SAFETY: as above; the argument is a number.
-        unsafe { ioctl::set_offload(file.as_raw_fd(), 0) }.map_err(setup)?;
+        let tap = Tap { file: Arc::new(file) };
+        tap.set_offloads(Offloads::default()).map_err(|source| TapError::Setup { name: named(), source })?;
         if !is_up(name) {
             tracing::warn!("the TAP device {name} is down, nothing goes through it: `ip link set {name} up`");
         }
-        Ok(Tap { file: Arc::new(file) })
+        Ok(tap)
     }
 
     /// The open file.
@@ -111,15 +110,21 @@ impl Tap {
         self.file.clone()
     }
 
+    /// Says what the guest does itself to the frames that it gets; without, the kernel hands out whole frames of the link's
+    /// length with their checksums.
+    pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let checksum = if offloads.guest_csum { libc::TUN_F_CSUM } else { 0 };
+        let segments = if offloads.guest_tso4 { libc::TUN_F_TSO4 } else { 0 };
+        // SAFETY: the file is an attached TAP device, and the argument a number.
+        unsafe { ioctl::set_offload(self.file.as_raw_fd(), (checksum | segments) as libc::c_int) }?;
+        Ok(())
+    }
+
     /// Reads one frame with its header; `None`: there is none now.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             match (&*self.file).read(buffer) {
-                Ok(length) => {
-                    // The header may say that somebody has looked at the checksum. The guest has not asked for that.
-                    buffer[..length.min(HEADER)].fill(0);
-                    return Ok(Some(length));
-                }
+                Ok(length) => return Ok(Some(length)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

@@ -11,10 +11,12 @@ use super::pcap::Capture;
 use super::port::Port;
 use super::spec::Backend;
 use crate::backends::clock::{boot_clock_ns, wall_clock_ns};
-use crate::machine::packets::{HEADER, Packets};
+use crate::machine::packets::{HEADER, Offloads, Packets};
 
 /// Packets that are received or sent in one go, at most: heartbeats and acknowledgements share the thread.
 const TURN_PACKETS: usize = 64;
+/// A long packet counts as several of so many bytes.
+const TURN_PACKET_BYTES: usize = 16 << 10;
 /// Time between two attempts to plug a lost cable in again.
 const PLUG_IN_EVERY: Duration = Duration::from_millis(250);
 /// When the guest's addresses are announced after it went live, in milliseconds. Frames get lost, most of all while a switch learns.
@@ -60,6 +62,8 @@ pub(super) struct Wire {
     plug_in_at: Option<Instant>,
     incoming: Packets,
     leaving: Option<Leaving>,
+    /// What the guest takes off the cable.
+    offloads: Offloads,
     /// The cable takes nothing now: wait until it does.
     pub full: bool,
     pub capture: Option<Capture>,
@@ -80,6 +84,7 @@ impl Wire {
             plug_in_at: None,
             incoming: Packets::new(),
             leaving: None,
+            offloads: Offloads::default(),
             full: false,
             capture: None,
             announcing: None,
@@ -87,6 +92,11 @@ impl Wire {
             bytes: 0,
             dropped: 0,
         })
+    }
+
+    /// Whether the cable can fill in checksums and cut up segments.
+    pub fn has_offloads(&self) -> bool {
+        matches!(self.backend, Backend::Tap(_))
     }
 
     /// What to wait for, if a cable is plugged in.
@@ -126,11 +136,21 @@ impl Wire {
         }
     }
 
+    /// The guest takes this off the cable from now on.
+    pub fn set_offloads(&mut self, offloads: Offloads) {
+        self.offloads = offloads;
+        if let Some(Err(error)) = self.cable.as_mut().map(|cable| cable.set_offloads(offloads)) {
+            // Frames come whole then: slower, and not wrong.
+            tracing::warn!(%error, "the TAP device does not leave checksums and segments to the guest");
+        }
+    }
+
     fn plug_in(&mut self) {
         match Cable::open(&self.backend) {
             Ok(cable) => {
                 tracing::info!("the network's cable is plugged in again");
                 self.cable = Some(cable);
+                self.set_offloads(self.offloads);
                 self.plugs += 1;
                 self.plug_in_at = None;
             }
@@ -170,11 +190,7 @@ impl Wire {
 
     /// Nothing leaves any more.
     pub fn stop(&mut self) {
-        if self.cable.as_ref().is_some_and(Cable::in_a_packet) {
-            // Whatever came next would be taken for the rest of that packet.
-            self.cable = None;
-            self.plug_in_at = Some(Instant::now() + PLUG_IN_EVERY);
-        }
+        self.unplug_within_a_packet();
         self.leaving = None;
         self.full = false;
         self.announcing = None;
@@ -238,8 +254,10 @@ impl Wire {
                 Ok(Sent::Left(count)) => {
                     let packets = (leaving.gone..leaving.gone + count).filter_map(|index| leaving.packets.get(index));
                     let frames = packets.map(|packet| &packet[HEADER..]);
+                    let bytes = frames.clone().map(<[u8]>::len).sum::<usize>();
                     self.packets += count as u64;
-                    self.bytes += frames.clone().map(|frame| frame.len() as u64).sum::<u64>();
+                    self.bytes += bytes as u64;
+                    budget = budget.saturating_sub(bytes / TURN_PACKET_BYTES);
                     if let Some(capture) = &self.capture {
                         capture.frames(wall_clock_ns(), frames);
                     }
@@ -287,6 +305,20 @@ impl Wire {
                 Ok(Sent::Full | Sent::Refused) => break,
                 Err(error) => return self.lose(error),
             }
+        }
+        if let Some(capture) = &self.capture {
+            let frames = (0..sent).filter_map(|index| packets.get(index)).map(|packet| &packet[HEADER..]);
+            capture.frames(wall_clock_ns(), frames);
+        }
+        // So few bytes leave in one piece or not at all.
+        self.unplug_within_a_packet();
+    }
+
+    /// If a packet has left in part, and its rest will not: whatever came next would be taken for that.
+    fn unplug_within_a_packet(&mut self) {
+        if self.cable.as_ref().is_some_and(Cable::in_a_packet) {
+            self.cable = None;
+            self.plug_in_at = Some(Instant::now() + PLUG_IN_EVERY);
         }
     }
 }

@@ -62,11 +62,6 @@ impl Queue {
         }
     }
 
-    /// Bytes from the start of the descriptors to the end of the used ring, as three ranges.
-    pub fn device_written(&self) -> std::ops::Range<u64> {
-        self.used..self.used + 6 + 8 * u64::from(self.size)
-    }
-
     fn used_event(&self) -> u64 {
         self.avail + 4 + 2 * u64::from(self.size)
     }

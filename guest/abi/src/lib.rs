@@ -22,6 +22,9 @@ pub mod port {
     /// Writing any byte here has the machine look at every virtio queue, as if each had been notified. `hlt` does the same.
     /// Where there is a paravirtual page there is this port.
     pub const VIRTIO_SYNC: u16 = 0x600;
+    /// Writing any byte here is a [`VIRTIO_SYNC`], after which the machine goes on only when it has delivered an event (a tick, a packet, a
+    /// key), or at once while an interrupt is pending. A `hlt` that needs no interrupt to end: less than half the price.
+    pub const WAIT: u16 = 0x601;
 }
 
 /// Interrupt lines of the PIC pair.
@@ -73,6 +76,11 @@ pub mod pv {
     pub const ENTROPY: u64 = 0x020;
     /// read u64: [`MAGIC`], where this page exists.
     pub const IDENTITY: u64 = 0x028;
+    /// read u64: the first of [`HOST_NAME_WORDS`] registers, one after the other, with the name of the host that the machine is on: bytes, as
+    /// many as there are, and zeros behind them. It changes when the machine moves.
+    pub const HOST_NAME: u64 = 0x040;
+    /// How many registers the host's name has.
+    pub const HOST_NAME_WORDS: u64 = 8;
 
     /// What [`IDENTITY`] reads as: `"lockstep"` in ASCII, little endian.
     pub const MAGIC: u64 = u64::from_le_bytes(*b"lockstep");

@@ -1,11 +1,10 @@
 //! `http`: a small web site with a counter that runs in the guest.
 
 use crate::network;
-use alloc::string::String;
 use lockstep_http::Site;
 use lockstep_net::Server;
 use lockstep_net::server::Limits;
-use lockstep_runtime::Args;
+use lockstep_runtime::{Args, host_name};
 
 pub fn main(args: &Args) -> u8 {
     network::run(args, "http", 80, |net, port| {
@@ -13,9 +12,4 @@ pub fn main(args: &Args) -> u8 {
         server.listen(net, "http", port);
         server.run(net)
     })
-}
-
-/// The host that the guest runs on. No machine tells its guest yet.
-fn host_name() -> String {
-    String::from("lockstep")
 }

@@ -7,6 +7,23 @@ use smallvec::SmallVec;
 /// A key, member or value; up to 24 bytes without an allocation.
 pub(crate) type Bytes = SmallVec<[u8; 24]>;
 
+/// So many bytes are copied without a pause.
+pub(crate) const COPY_BYTES: usize = 128 << 10;
+
+/// A string of its own, made with pauses if it is long.
+#[inline]
+pub(crate) fn copy(text: &[u8], poll: fn()) -> Bytes {
+    if text.len() <= COPY_BYTES {
+        return Bytes::from_slice(text);
+    }
+    let mut copy = Bytes::with_capacity(text.len());
+    for piece in text.chunks(COPY_BYTES) {
+        copy.extend_from_slice(piece);
+        poll();
+    }
+    copy
+}
+
 /// Bytes of heap behind a string.
 pub(crate) fn heap_bytes(bytes: &Bytes) -> usize {
     if bytes.spilled() { bytes.capacity() } else { 0 }

@@ -84,6 +84,7 @@ impl Connection {
             reply_bytes: store.settings.reply_bytes,
             heap_bytes: store.settings.heap_bytes,
             heap_used: store.settings.heap_used,
+            poll: store.settings.poll,
         };
         let out_before = out.len();
         let mut consumed = 0;

@@ -11,6 +11,13 @@
 //! What the store does depends on nothing but its settings, its calls and the times they name: hashes are seeded by
 //! [`Settings::seed`], and so are the commands that draw at random. Commands over many elements call
 //! [`Settings::poll`] at least every few hundred, so that nobody waits long for the server's attention.
+//!
+//! Commands, replies and errors are those of Redis 7.0, which the tests ask the same questions. What differs:
+//! - RESP2 only (`HELLO 3` is refused), one database, no password.
+//! - No blocking commands, publish/subscribe, scripts, streams, bit fields, geography; nothing is saved, nothing evicted.
+//! - `INCRBYFLOAT` is exact where both numbers are plain decimals; scores have the shortest text that reads back as
+//!   the same number (as Redis has them since 7.2).
+//! - Scans of small collections keep to `COUNT`, too; `OBJECT ENCODING` names what Redis has for large ones.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -48,7 +55,7 @@ pub struct Settings {
     pub heap_used: fn() -> usize,
     /// Longest argument (`proto-max-bulk-len`).
     pub bulk_bytes: usize,
-    /// Longest request; a client that sends a longer one is told so and closed. Less than 4 GiB.
+    /// Longest request; a client that sends a longer one is told so and closed. Never more than 4 GiB.
     pub request_bytes: usize,
     /// Longest reply; a longer one becomes an error and ends its connection.
     pub reply_bytes: usize,

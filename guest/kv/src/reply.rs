@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::bytes::{f64_text, push_i64};
+use crate::bytes::{COPY_BYTES, f64_text, push_i64};
 use crate::refusal::Refusal;
 
 /// What replies may take.
@@ -14,6 +14,8 @@ pub(crate) struct ReplyBounds {
     pub(crate) heap_bytes: usize,
     /// The heap in use.
     pub(crate) heap_used: fn() -> usize,
+    /// Called while much is copied.
+    pub(crate) poll: fn(),
 }
 
 /// The reply to one request, at the end of a connection's output.
@@ -126,7 +128,14 @@ impl<'a> Reply<'a> {
             self.out.push(b'$');
             push_i64(self.out, bytes.len() as i64);
             self.out.extend_from_slice(b"\r\n");
-            self.out.extend_from_slice(bytes);
+            if bytes.len() <= COPY_BYTES {
+                self.out.extend_from_slice(bytes);
+            } else {
+                for piece in bytes.chunks(COPY_BYTES) {
+                    self.out.extend_from_slice(piece);
+                    (self.bounds.poll)();
+                }
+            }
             self.out.extend_from_slice(b"\r\n");
         }
     }

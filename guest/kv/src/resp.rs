@@ -75,9 +75,13 @@ impl<'a> Args<'a> {
         (first.min(self.len())..self.len()).map(move |at| self.at(at))
     }
 
-    /// Bytes of all arguments.
+    /// Bytes of all arguments, or a little more: with what stands between them.
     pub(crate) fn total_bytes(self) -> usize {
-        self.ranges.iter().map(|range| (range.end - range.start) as usize).sum()
+        match self.ranges {
+            [first, .., last] => (last.end - first.start) as usize,
+            [only] => (only.end - only.start) as usize,
+            [] => 0,
+        }
     }
 
     /// Copies the arguments behind `bytes`, for later.

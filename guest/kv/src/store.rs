@@ -76,7 +76,9 @@ pub struct Store {
 
 impl Store {
     /// An empty store.
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(mut settings: Settings) -> Self {
+        // Arguments' places in a request are kept in 32 bits.
+        settings.request_bytes = settings.request_bytes.min(u32::MAX as usize);
         Store {
             maxmemory_bytes: settings.maxmemory_bytes,
             seed: Seed::new(settings.seed),

@@ -1,8 +1,9 @@
-//! Sorted sets: members with their scores in a table, and all of them in order, in runs of up to 512.
+//! Sorted sets: members with their scores in a table, and all of them in order, in runs of up to 256.
 //!
 //! The order holds scores and the members' numbers in the table; members are compared only between equal scores. A
 //! rank is a sum over the runs' lengths, so both ways between rank and member are short.
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
@@ -11,7 +12,7 @@ use crate::table::{Hash, Table};
 use crate::value::{free_table, table_bytes};
 
 /// Members in a run; a full run is split.
-const RUN: usize = 512;
+const RUN: usize = 256;
 
 /// A member's place in the order.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +26,7 @@ struct Place {
 pub(crate) struct ZSet {
     members: Table<f64>,
     /// No run is empty.
-    runs: Vec<Vec<Place>>,
+    runs: Vec<VecDeque<Place>>,
 }
 
 fn order(a: (f64, &[u8]), b: (f64, &[u8])) -> Ordering {
@@ -53,7 +54,7 @@ impl ZSet {
 
     /// How many members satisfy `before`, which holds for a beginning of the order: run and place of the first other.
     fn partition(&self, before: impl Fn((f64, &[u8])) -> bool) -> (usize, usize) {
-        let run = self.runs.partition_point(|run| run.last().is_some_and(|&last| before(self.key(last))));
+        let run = self.runs.partition_point(|run| run.back().is_some_and(|&last| before(self.key(last))));
         let at = self.runs.get(run).map_or(0, |run| run.partition_point(|&place| before(self.key(place))));
         (run, at)
     }
@@ -61,7 +62,7 @@ impl ZSet {
     /// The number of members in the order's beginning that satisfies `before`.
     pub(crate) fn count(&self, before: impl Fn((f64, &[u8])) -> bool) -> usize {
         let (run, at) = self.partition(before);
-        self.runs[..run].iter().map(Vec::len).sum::<usize>() + at
+        self.runs[..run].iter().map(VecDeque::len).sum::<usize>() + at
     }
 
     /// A member's rank from the lowest.
@@ -87,8 +88,8 @@ impl ZSet {
         let place = Place { score, number: number as u32 };
         if run == self.runs.len() {
             match self.runs.last_mut() {
-                Some(last) if last.len() < RUN => last.push(place),
-                _ => self.runs.push(alloc::vec![place]),
+                Some(last) if last.len() < RUN => last.push_back(place),
+                _ => self.runs.push(VecDeque::from([place])),
             }
             return;
         }
@@ -111,16 +112,30 @@ impl ZSet {
         let number = self.members.find(hash, member)?;
         let score = self.members.at(number).value;
         self.take_place(score, member);
+        self.take_member(number);
+        Some(score)
+    }
+
+    /// Takes the member with the highest or the lowest score out.
+    pub(crate) fn pop(&mut self, highest: bool) -> Option<(f64, Bytes)> {
+        let run = if highest { self.runs.len().checked_sub(1)? } else { 0 };
+        let places = self.runs.get_mut(run)?;
+        let place = if highest { places.pop_back() } else { places.pop_front() }?;
+        if places.is_empty() {
+            self.runs.remove(run);
+        }
+        self.take_member(place.number as usize).map(|member| (place.score, member))
+    }
+
+    /// Takes a member that has no place any more out of the table; the last one gets its number.
+    fn take_member(&mut self, number: usize) -> Option<Bytes> {
         let last = self.members.len() - 1;
         if last != number {
-            // The last member gets the number that becomes free.
             let moved = self.members.at(last);
             let (run, at) = self.partition(|other| order(other, (moved.value, &moved.key)) == Ordering::Less);
             self.runs[run][at].number = number as u32;
-            // Until the table follows, this number leads to the member that goes; nothing compares in between.
         }
-        self.members.remove_at(number);
-        Some(score)
+        self.members.remove_at(number).map(|entry| entry.key)
     }
 
     /// The member with this rank.
@@ -169,14 +184,14 @@ impl ZSet {
     /// Another of the same, made with pauses.
     pub(crate) fn copy(&self, poll: fn()) -> ZSet {
         // Members keep their numbers, so the order can be taken over.
-        ZSet { members: self.members.copy(poll), runs: self.runs.clone() }
+        ZSet { members: self.members.copy(poll), runs: self.runs.iter().inspect(|_| poll()).cloned().collect() }
     }
 
     /// Bytes of heap.
     pub(crate) fn heap_bytes(&self, poll: fn()) -> usize {
         let runs: usize = self.runs.iter().map(|run| run.capacity() * size_of::<Place>()).sum();
         let members = table_bytes(&self.members, |entry| bytes::heap_bytes(&entry.key), poll);
-        members + runs + self.runs.capacity() * size_of::<Vec<Place>>()
+        members + runs + self.runs.capacity() * size_of::<VecDeque<Place>>()
     }
 
     /// Frees a large set with pauses.

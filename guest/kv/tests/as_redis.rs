@@ -290,7 +290,7 @@ fn word(token: &str, choices: &mut impl Iterator<Item = usize>) -> Option<Vec<u8
         "p" => one_of(&["*", "a*", "[a-c]", "?", "\\a", "x", "[^a]", "*y*"]),
         _ if token.contains('|') => {
             let words: Vec<&str> = token.split('|').collect();
-            (choice % 2 == 0).then(|| words[choice / 2 % words.len()].as_bytes().to_vec())
+            choice.is_multiple_of(2).then(|| words[choice / 2 % words.len()].as_bytes().to_vec())
         }
         literal => Some(literal.as_bytes().to_vec()),
     }

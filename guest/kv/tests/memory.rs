@@ -233,5 +233,17 @@ fn the_heap_is_never_used_up() {
             _ => check(&words.into_iter().map(str::to_owned).collect::<Vec<_>>()),
         }
     }
+    let (large, key, pattern) = ("x".repeat(8 * MIB), "a".repeat(3000), format!("*{}b", "a".repeat(1500)));
+    for (args, least) in [
+        (&["SET", "large", &large][..], 64),
+        (&["GET", "large"], 64),
+        (&["SET", &key, "v"], 0),
+        (&["KEYS", &pattern], 1000),
+    ] {
+        let polls = polls(args);
+        if polls < least {
+            few.push(format!("{} of much: {polls}", args[0]));
+        }
+    }
     assert!(few.is_empty(), "too few calls: {few:?}");
 }

@@ -140,21 +140,31 @@ impl Nic {
         }
     }
 
-    /// Sleeps until an interrupt, unless there has been one since [`nucleus::interrupts`] was `seen` or there is
+    /// Sleeps until an interrupt (or, on a lockstep machine, any event), unless there has been an interrupt since [`nucleus::interrupts`] was `seen` or there is
     /// something to do. The card sees what was put into the rings.
     pub(crate) fn idle(&mut self, seen: u64) {
+        if self.paravirtual {
+            // A card that has seen the ring gives every buffer in it back. Whoever is still in want of one says so again.
+            if core::mem::take(&mut self.transmitter.starved) {
+                self.sync()
+            } else {
+                gate::wait(seen)
+            }
+            // Said again now and then: it is a place in the ring that comes round.
+            self.receiver.queue.ask_for_no_interrupt();
+            self.transmitter.queue.ask_for_no_interrupt();
+            return;
+        }
         let mut ready = self.receiver.queue.ask_for_interrupt(1);
         if self.transmitter.starved {
             // Not for every single buffer that comes back.
             let half = self.transmitter.queue.outstanding() / 2;
             ready |= self.transmitter.queue.ask_for_interrupt(half.max(1));
         }
-        if !self.paravirtual {
-            self.notify();
-            // The line is a level that the last interrupt may have left up; lowered before the rings are looked at once more.
-            self.transport.ack_interrupt();
-            ready |= self.receiver.has_frame();
-        }
+        self.notify();
+        // The line is a level that the last interrupt may have left up; lowered before the rings are looked at once more.
+        self.transport.ack_interrupt();
+        ready |= self.receiver.has_frame();
         if !ready {
             gate::idle(seen);
         }

@@ -13,7 +13,7 @@ use smoltcp::time::Duration;
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// A silent client is asked so often whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(45);
-/// After the last byte to a client, so long it may take until it closes as well.
+/// After the last byte to a client has arrived there, so long it may take until it closes as well.
 const LINGER_MS: u64 = 10_000;
 
 /// How much a server may use.
@@ -45,15 +45,25 @@ struct Open<C> {
     wants_more: bool,
     /// The service has heard that there is no more input.
     ended: bool,
-    /// When all was said and the socket closed.
-    closed_ms: Option<u64>,
+}
+
+/// What is behind a socket.
+enum Stage<C> {
+    /// It listens, or a client is just connecting.
+    Free,
+    Open(Open<C>),
+    /// The service has done with it: what it said is on its way, or the connection was reset.
+    Over {
+        /// When the last of that was heard to have arrived, as far as it was.
+        since_ms: u64,
+    },
 }
 
 /// A socket and what is behind it.
 struct Slot<C> {
     handle: SocketHandle,
     port: u16,
-    open: Option<Open<C>>,
+    stage: Stage<C>,
 }
 
 /// A server for one service.
@@ -95,14 +105,14 @@ impl<S: Service> Server<S> {
         loop {
             safepoint();
             let seen = Net::interrupts();
-            let packets = net.take_in(|sockets| self.rearm(sockets));
+            net.take_in(|sockets| self.rearm(sockets));
             self.service.turn(Now { since_boot_ms: now_ms() });
             if self.serve_all(&mut net.sockets) {
                 let all_listen = self.rearm(&mut net.sockets);
                 net.accept(all_listen);
             }
             net.put_out();
-            net.rest(seen, packets);
+            net.rest(seen);
         }
     }
 
@@ -115,7 +125,7 @@ impl<S: Service> Server<S> {
             for there in listening..self.limits.backlog {
                 if self.slots.len() < self.limits.connections {
                     let socket = self.spare.pop().unwrap_or_else(|| new_socket(&self.limits));
-                    self.slots.push(Slot { handle: sockets.add(listen(socket, port)), port, open: None });
+                    self.slots.push(Slot { handle: sockets.add(listen(socket, port)), port, stage: Stage::Free });
                     continue;
                 }
                 // Full. A connection that has ended, and only remembers it for late packets, may be forgotten early.
@@ -124,12 +134,9 @@ impl<S: Service> Server<S> {
                     all &= there > 0;
                     break;
                 };
-                if let Some(open) = slot.open.take() {
-                    self.service.closed(open.connection);
-                }
                 let mut socket = take(sockets, slot.handle);
                 socket.abort();
-                *slot = Slot { handle: sockets.add(listen(socket, port)), port, open: None };
+                *slot = Slot { handle: sockets.add(listen(socket, port)), port, stage: Stage::Free };
             }
         }
         all
@@ -144,31 +151,13 @@ impl<S: Service> Server<S> {
         let mut index = 0;
         while index < self.slots.len() {
             let slot = &mut self.slots[index];
-            let socket = sockets.get_mut::<tcp::Socket>(slot.handle);
-            match socket.state() {
-                tcp::State::Listen | tcp::State::SynReceived => {}
-                tcp::State::Closed if socket.remote_endpoint().is_none() => {
-                    let slot = self.slots.swap_remove(index);
-                    if let Some(open) = slot.open {
-                        self.service.closed(open.connection);
-                    }
-                    self.spare.push(take(sockets, slot.handle));
-                    freed = true;
-                    continue;
-                }
-                _ => {
-                    let open = slot.open.get_or_insert_with(|| Open {
-                        connection: self.service.open(slot.port),
-                        input: Vec::new(),
-                        output: Output::default(),
-                        wants_more: false,
-                        ended: false,
-                        closed_ms: None,
-                    });
-                    serve(&mut self.service, open, socket);
-                }
+            if serve(&mut self.service, slot, sockets.get_mut(slot.handle)) {
+                index += 1;
+            } else {
+                self.spare.push(take(sockets, slot.handle));
+                self.slots.swap_remove(index);
+                freed = true;
             }
-            index += 1;
         }
         freed
     }
@@ -202,31 +191,65 @@ fn new_socket(limits: &Limits) -> tcp::Socket<'static> {
     socket
 }
 
-/// Moves bytes between a socket and its service until neither can go on.
-fn serve<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket: &mut tcp::Socket<'static>) {
-    if let Some(closed_ms) = open.closed_ms {
-        // What still comes is nobody's.
-        while socket.can_recv() {
-            if socket.recv(|bytes| (bytes.len(), ())).is_err() {
-                break;
-            }
-        }
-        if now_ms().saturating_sub(closed_ms) > LINGER_MS && socket.state() != tcp::State::TimeWait {
-            socket.abort();
-        }
-        return;
+/// Serves a connection as far as it can be. Whether its socket is still in use.
+fn serve<S: Service>(service: &mut S, slot: &mut Slot<S::Connection>, socket: &mut tcp::Socket<'static>) -> bool {
+    let closed = match socket.state() {
+        tcp::State::Listen | tcp::State::SynReceived => return true,
+        tcp::State::Closed => true,
+        _ => false,
+    };
+    if let Stage::Free = slot.stage {
+        slot.stage = Stage::Open(Open {
+            connection: service.open(slot.port),
+            input: Vec::new(),
+            output: Output::default(),
+            wants_more: false,
+            ended: false,
+        });
     }
+    match &mut slot.stage {
+        Stage::Free => true,
+        Stage::Open(open) => {
+            if closed || converse(service, open, socket) {
+                socket.close();
+                let stage = core::mem::replace(&mut slot.stage, Stage::Over { since_ms: now_ms() });
+                if let Stage::Open(open) = stage {
+                    service.closed(open.connection);
+                }
+            }
+            true
+        }
+        // A client that has been reset has to be told so; if it is still there.
+        Stage::Over { since_ms } if closed => socket.remote_endpoint().is_some() && waited_ms(*since_ms) <= LINGER_MS,
+        Stage::Over { since_ms } => {
+            // What still comes is nobody's.
+            while socket.can_recv() && socket.recv(|bytes| (bytes.len(), ())).is_ok() {}
+            if socket.send_queue() > 0 {
+                *since_ms = now_ms();
+            } else if socket.state() != tcp::State::TimeWait && waited_ms(*since_ms) > LINGER_MS {
+                socket.abort();
+                *since_ms = now_ms();
+            }
+            true
+        }
+    }
+}
+
+fn waited_ms(since_ms: u64) -> u64 {
+    now_ms().saturating_sub(since_ms)
+}
+
+/// Moves bytes between a socket and its service until neither can go on. Whether all is said.
+fn converse<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket: &mut tcp::Socket<'static>) -> bool {
     loop {
         safepoint();
         let taken = feed(service, open, socket);
         let sent = drain(&mut open.output, socket);
         if open.output.is_closing() && open.output.waiting().is_empty() {
-            socket.close();
-            open.closed_ms = Some(now_ms());
-            return;
+            return true;
         }
         if !taken && !sent {
-            return;
+            return false;
         }
     }
 }

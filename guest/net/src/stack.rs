@@ -41,8 +41,6 @@ pub struct Net {
     interface: Interface,
     pub(crate) sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
-    /// How far to trust that the card has new packets right after it took the last. See [`rest`](Self::rest).
-    sync_trust: u8,
 }
 
 impl Net {
@@ -64,8 +62,7 @@ impl Net {
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(nic.mac)));
         config.random_seed = entropy::random();
         let interface = Interface::new(config, &mut nic, now());
-        let mut net =
-            Net { nic, interface, sockets: SocketSet::new(alloc::vec::Vec::new()), dhcp: None, sync_trust: 0 };
+        let mut net = Net { nic, interface, sockets: SocketSet::new(alloc::vec::Vec::new()), dhcp: None };
         match address {
             Some(address) => net.set_address(Some(address), gateway),
             None => {
@@ -100,15 +97,14 @@ impl Net {
 
     /// Takes in what has come, one packet at a time. After one that may have taken a listening socket, `connected`
     /// may see to the sockets, and says whether there is a [place](Self::accept) for another.
-    /// How many there were.
-    pub(crate) fn take_in(&mut self, mut connected: impl FnMut(&mut SocketSet<'static>) -> bool) -> usize {
+    pub(crate) fn take_in(&mut self, mut connected: impl FnMut(&mut SocketSet<'static>) -> bool) {
         let now = now();
-        let mut packets = 0;
+        let mut any = false;
         loop {
             match self.interface.poll_ingress_single(now, &mut self.nic, &mut self.sockets) {
                 PollIngressSingleResult::None => break,
                 PollIngressSingleResult::PacketProcessed | PollIngressSingleResult::SocketStateChanged => {
-                    packets += 1;
+                    any = true;
                     if core::mem::take(&mut self.nic.receiver.connecting) {
                         let place = connected(&mut self.sockets);
                         self.accept(place);
@@ -116,10 +112,9 @@ impl Net {
                 }
             }
         }
-        if packets > 0 {
+        if any {
             self.follow_dhcp();
         }
-        packets
     }
 
     /// Whether clients may connect. Otherwise what they ask is dropped, so that they ask again, rather than refused.
@@ -149,31 +144,16 @@ impl Net {
         }
     }
 
-    /// The end of a turn: returns when there may be something to do. `seen` is the number of interrupts at the turn's start,
-    /// `packets` how many came in it.
-    ///
-    /// Under load the next packets are there already when the card takes the last ones, and asking it (17 µs) is cheaper than
-    /// sleeping and being woken (50 µs). With one packet at a time it is the other way round.
-    pub(crate) fn rest(&mut self, seen: u64, packets: usize) {
+    /// The end of a turn: returns when there may be something to do. `seen` is the number of interrupts at the turn's start.
+    pub(crate) fn rest(&mut self, seen: u64) {
         console::flush();
-        if packets > 1 || (packets == 1 && self.sync_trust > 0) || self.nic.receiver.has_frame() {
-            self.nic.sync();
-            if self.nic.receiver.has_frame() {
-                self.sync_trust = SYNC_TRUST;
-                return;
-            }
-            self.sync_trust = self.sync_trust.saturating_sub(1);
-        }
-        self.nic.idle(seen);
+        if self.nic.receiver.has_frame() { self.nic.sync() } else { self.nic.idle(seen) }
     }
 
     pub(crate) fn interrupts() -> u64 {
         Nic::interrupts()
     }
 }
-
-/// After a sync that brought packets, so many may bring none until one packet at a time is reason to sleep.
-const SYNC_TRUST: u8 = 4;
 
 /// The time as the stack sees it: in ticks, which cost nothing; without ticks the clock, an exit.
 fn now() -> Instant {

@@ -15,6 +15,7 @@ enum Function {
     Read,
     Exit,
     Spin,
+    Wait,
     Die,
 }
 
@@ -42,6 +43,12 @@ fn call(function: Function, rdi: u64, rsi: u64) -> u64 {
 /// Sleeps until the next interrupt, or not at all if [`interrupts`](crate::nucleus::interrupts) is no longer `seen`.
 pub fn idle(seen: u64) {
     call(Function::Idle, seen, 0);
+}
+
+/// Waits for the machine's next event, or not at all if [`interrupts`](crate::nucleus::interrupts) is no longer `seen`. Only where there is
+/// a paravirtual page. Unlike [`idle`], it also returns for an event that interrupts nobody.
+pub fn wait(seen: u64) {
+    call(Function::Wait, seen, 0);
 }
 
 /// Writes `value` to an I/O port.

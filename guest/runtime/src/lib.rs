@@ -10,6 +10,7 @@
 //! | [`memory`] | heap |
 //! | [`time`] | clock, wall clock, ticks |
 //! | [`entropy`] | random numbers |
+//! | [`mod@host_name`] | the name of the host |
 //! | [`console`] | printing, keys, lines |
 //! | [`wait`] | sleeping without missing anything |
 //! | [`args`] | the command line |
@@ -21,6 +22,7 @@ pub mod args;
 pub mod console;
 pub mod entropy;
 pub mod gate;
+pub mod host_name;
 pub mod memory;
 pub mod nucleus;
 pub mod pv;
@@ -34,6 +36,7 @@ mod panic;
 mod single;
 
 pub use args::Args;
+pub use host_name::host_name;
 pub use safepoint::safepoint;
 
 /// Names the application's main function, a `fn(Args) -> u8` whose result is the machine's exit code.

@@ -9,7 +9,7 @@ const _: () = assert!(virtio::SLOTS == 8 && virtio::FIRST_IRQ as u64 + virtio::S
 
 core::arch::global_asm!(
     include_str!("nucleus.s"),
-    gates = const crate::gate::COUNT,
+    gates = const crate::gate::COUNT, wait_port = const lockstep_abi::port::WAIT,
     mask = const MASK,
     virtio_first = const virtio::FIRST_IRQ,
     virtio_slots = const virtio::SLOTS,

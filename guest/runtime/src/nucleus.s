@@ -243,7 +243,7 @@ gate:
 .section .rodata.nucleus, "a"
 .balign 8
 gate_table:                             // in the order of gate.rs's `Function`
-    .quad gate_idle, gate_out, gate_in, gate_write, gate_read, gate_exit, gate_spin, gate_die
+    .quad gate_idle, gate_out, gate_in, gate_write, gate_read, gate_exit, gate_spin, gate_wait, gate_die
 .section .text.nucleus, "ax"
 
 gate_unknown:
@@ -260,6 +260,17 @@ gate_idle:
     jne 1f
     sti
     hlt
+1:  iretq
+
+// Waits for an event of the machine's, unless the number of interrupts so far is no longer rdi.
+gate_wait:
+    mov rax, [LOCKSTEP_INTERRUPTS]
+    add rax, [LOCKSTEP_INTERRUPTS + 8]
+    add rax, [LOCKSTEP_INTERRUPTS + 16]
+    cmp rax, rdi
+    jne 1f
+    mov edx, {wait_port}
+    out dx, al
 1:  iretq
 
 // Writes the byte sil to port di.

@@ -17,6 +17,12 @@ static PERIOD_NS: AtomicU64 = AtomicU64::new(0);
 /// Starts the ticks; `hz` = 0 leaves them off.
 pub(crate) fn init(hz: u64) {
     if hz == 0 {
+        if !pv::present() {
+            // A PC's i8254 ticks from power-on at 18 Hz: mode 0 (once) ends that with a last tick.
+            for (port, value) in [(port::PIT + 3, 0x30), (port::PIT, 1), (port::PIT, 0)] {
+                gate::outb(port, value);
+            }
+        }
         return;
     }
     let hz = hz.clamp(MIN_HZ, MAX_HZ);

@@ -115,3 +115,35 @@ impl core::fmt::Write for Output {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the sizes of what is said and taken, it comes out whole and in order, and its memory does not grow for ever.
+    #[test]
+    fn output_comes_out_as_it_was_said() {
+        let mut output = Output::default();
+        let (mut said, mut taken) = (0_usize, 0_usize);
+        for step in 0..5000 {
+            let bytes: Vec<u8> = (0..step * 7 % 3001).map(|at| ((said + at) % 251) as u8).collect();
+            if step % 2 == 0 {
+                output.write(&bytes)
+            } else {
+                output.buffer().extend_from_slice(&bytes)
+            }
+            said += bytes.len();
+            assert_eq!(output.waiting().len(), said - taken);
+            assert_eq!(output.room(), Output::FULL.saturating_sub(said - taken));
+            assert_eq!(output.is_full(), said - taken >= Output::FULL);
+            let take = if output.is_full() { said - taken } else { (step * 11 % 2003).min(said - taken) };
+            assert!((0..take).all(|at| output.waiting()[at] == ((taken + at) % 251) as u8), "step {step}");
+            output.taken(take);
+            taken += take;
+            assert!(output.bytes.len() <= 2 * Output::FULL + 3001, "step {step}");
+        }
+        output.write(&[0; 10 * Output::FULL]);
+        output.taken(output.waiting().len());
+        assert!(output.bytes.capacity() <= 2 * Output::FULL);
+    }
+}

@@ -6,7 +6,7 @@
 //! wall clock.
 
 mod cpu;
-mod kills;
+pub mod kills;
 mod loads;
 mod window;
 
@@ -108,7 +108,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     }
     rows.extend(latency(&alone.round_trips_us, &protected.round_trips_us, link_us));
     rows.extend(log(&protected.loads[3]));
-    rows.extend(kills::run(bench, &site, bench.kills.unwrap_or(bench.size(5, 20)))?);
+    rows.extend(kills::at(bench, &site)?);
     Ok(rows)
 }
 
@@ -152,10 +152,10 @@ fn ratios(load: &Load, alone: &[Window], protected: &[Window]) -> [Row; 4] {
     let what = load.what;
     let (unit, divisor) = load.unit;
     let (cpu, vcpu, rate) = (both(|w| w.cpu_ns), both(|w| w.vcpu_ns), both(|w| w.rate));
-    let (exits, outside, busy) = (both(|w| w.exits), both(|w| w.outside_guest), both(|w| w.busy));
-    // Per request in microseconds, per byte in nanoseconds.
-    let (per, scale, exits_scale) = if divisor == 1.0 { ("µs/request", 1e3, 1.0) } else { ("ns/byte", 1.0, 1e6) };
-    let each = if divisor == 1.0 { "exits per request" } else { "exits per MB" };
+    let busy = both(|w| w.busy);
+    // A request costs microseconds, a byte nanoseconds; a request has its own exits and packets, of bytes it is a million that do.
+    let (per, scale, of_many) = if divisor == 1.0 { ("µs/request", 1e3, 1.0) } else { ("ns/byte", 1.0, 1e6) };
+    let each = if divisor == 1.0 { "request" } else { "MB" };
     let client = if divisor == 1.0 && !redis_benchmark::installed() { "own generator; " } else { "" };
     let cpu_note = format!(
         "primary's process {:.2} {per} unprotected ({:.2} of them on the vCPU thread), {:.2} ({:.2}) protected",
@@ -164,28 +164,30 @@ fn ratios(load: &Load, alone: &[Window], protected: &[Window]) -> [Row; 4] {
         cpu.1 / scale,
         vcpu.1 / scale
     );
+    let samples = alone.len();
     let wall_note = format!(
-        "{client}{} samples; the process kept {:.2} cores busy unprotected, {:.2} protected",
-        alone.len(),
-        busy.0,
-        busy.1
+        "{client}{samples} samples; the process kept {:.2} cores busy unprotected, {:.2} protected",
+        busy.0, busy.1
     );
-    let details = |exits: f64, outside: f64, dropped: f64| {
+    let details = |windows: &[Window]| {
+        let many = |figure: fn(&Window) -> f64| of(windows, figure) * of_many;
         format!(
-            "{:.2} {each}; the vCPU thread was out of the guest for {:.0} % of its CPU time; {dropped:.0} packets dropped",
-            exits * exits_scale,
-            outside * 100.0
+            "for one {each}, {:.2} exits, {:.2} packets in, {:.2} out; the vCPU thread was out of the guest for {:.0} % of its CPU time; {:.0} packets dropped",
+            many(|w| w.exits),
+            many(|w| w.packets_in),
+            many(|w| w.packets_out),
+            of(windows, |w| w.outside_guest) * 100.0,
+            of(windows, |w| w.dropped)
         )
     };
-    let dropped = both(|w| w.dropped);
     let target = Target::AtLeast(load.least);
     [
         Row::new(NAME, format!("{what}: protected / unprotected, by CPU time"), cpu.0 / cpu.1, "")
             .target(target)
             .note(cpu_note),
         Row::new(NAME, "  the same by wall clock", rate.1 / rate.0, "").note(wall_note),
-        Row::new(NAME, "  unprotected", rate.0 / divisor, unit).note(details(exits.0, outside.0, dropped.0)),
-        Row::new(NAME, "  protected", rate.1 / divisor, unit).note(details(exits.1, outside.1, dropped.1)),
+        Row::new(NAME, "  unprotected", rate.0 / divisor, unit).note(details(alone)),
+        Row::new(NAME, "  protected", rate.1 / divisor, unit).note(details(protected)),
     ]
 }
 

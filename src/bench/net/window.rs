@@ -38,6 +38,8 @@ impl Look {
             channel_bytes: more(|status| status.channel_sent_bytes),
             entries: more(|status| status.entries),
             received_bytes: net(now).rx_bytes.saturating_sub(net(then).rx_bytes) as f64,
+            packets_in: net(now).rx_packets.saturating_sub(net(then).rx_packets) as f64 / work,
+            packets_out: net(now).tx_packets.saturating_sub(net(then).tx_packets) as f64 / work,
             dropped: (net(now).rx_dropped + net(now).tx_dropped)
                 .saturating_sub(net(then).rx_dropped + net(then).tx_dropped) as f64,
         }
@@ -67,6 +69,10 @@ pub struct Window {
     pub entries: f64,
     /// Bytes of the frames that the guest received.
     pub received_bytes: f64,
+    /// Packets that the guest received, for one work.
+    pub packets_in: f64,
+    /// Packets that it sent, as they left the host.
+    pub packets_out: f64,
     /// Packets dropped at the card, either way.
     pub dropped: f64,
 }

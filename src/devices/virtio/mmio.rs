@@ -20,8 +20,8 @@ use virtio_bindings::bindings::virtio_mmio::*;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::misuse::{Misuse, StateError};
+use super::reach::Reach;
 use super::ring::{MAX_SIZE, Ring, RingRegisters, RingState};
-use crate::machine::memory::Memory;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -195,7 +195,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
     }
 
     /// The driver writes at `offset` in the device's slot.
-    pub fn write(&mut self, offset: u64, data: &[u8], memory: &Memory) -> Option<Request> {
+    pub fn write(&mut self, offset: u64, data: &[u8], memory: &Reach) -> Option<Request> {
         if offset >= VIRTIO_MMIO_CONFIG.into() {
             self.fail(Misuse::ConfigWritten);
             return None;
@@ -211,7 +211,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         }
     }
 
-    fn write_register(&mut self, register: u32, value: u32, memory: &Memory) -> Result<Option<Request>, Misuse> {
+    fn write_register(&mut self, register: u32, value: u32, memory: &Reach) -> Result<Option<Request>, Misuse> {
         match register {
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.registers.device_features_sel = value,
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.registers.driver_features_sel = value,
@@ -242,7 +242,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         }
     }
 
-    fn set_ready(&mut self, value: u32, memory: &Memory) -> Result<(), Misuse> {
+    fn set_ready(&mut self, value: u32, memory: &Reach) -> Result<(), Misuse> {
         let in_turn = self.has(VIRTIO_CONFIG_S_FEATURES_OK) && !self.has(VIRTIO_CONFIG_S_DRIVER_OK);
         let event_idx = self.event_idx();
         let ring = self.rings.get_mut(self.registers.queue_sel as usize);

@@ -5,10 +5,12 @@
 //! | --- | --- |
 //! | [`mmio`] | the transport: registers, negotiation, reset, interrupts |
 //! | [`ring`] | one split virtqueue: chains taken, checked and given back |
+//! | [`reach`] | guest memory as a device reaches it |
 //! | [`misuse`] | what a driver can do wrong, and how a state can be none |
 //! | [`net`] | the network card |
 
 pub mod misuse;
 pub mod mmio;
 pub mod net;
+pub mod reach;
 pub mod ring;

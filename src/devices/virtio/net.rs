@@ -5,18 +5,19 @@
 use bincode::{Decode, Encode};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU,
-    VIRTIO_NET_F_STATUS, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN,
-    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM,
+    VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_S_LINK_UP,
 };
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{Address, Bytes};
 
 use super::misuse::{Misuse, StateError};
 use super::mmio::{Identity, Request, Transport, TransportState};
+use super::reach::Reach;
 use super::ring::{Buffer, Direction, MAX_SIZE};
 use crate::machine::memory::Memory;
-use crate::machine::packets::{HEADER, Packets};
+use crate::machine::packets::{HEADER, Offloads, Packets};
 use crate::machine::snapshot::NicConfig;
 
 /// Kind of device: a network card.
@@ -29,6 +30,7 @@ const TX: usize = 1;
 const CSUM: u64 = 1 << VIRTIO_NET_F_CSUM;
 const GUEST_CSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
 const GUEST_TSO4: u64 = 1 << VIRTIO_NET_F_GUEST_TSO4;
+const HOST_TSO4: u64 = 1 << VIRTIO_NET_F_HOST_TSO4;
 
 /// Version of [`NicState`].
 const STATE_VERSION: u32 = 1;
@@ -62,15 +64,6 @@ pub struct Counters {
     pub received: u64,
     /// Packets for the guest that found no buffer, none that was long enough, or a guest that had not agreed to their offload.
     pub receive_dropped: u64,
-}
-
-/// What the guest takes off the hands of its link.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offloads {
-    /// It takes packets whose checksum is not filled in.
-    pub guest_csum: bool,
-    /// It takes TCP over IPv4 segments longer than the link's packets.
-    pub guest_tso4: bool,
 }
 
 impl Nic {
@@ -110,6 +103,7 @@ impl Nic {
 
     /// The guest writes at `offset` in the card's slot. True: it has notified the transmit queue, and [`transmit`](Self::transmit) is due.
     pub fn write(&mut self, offset: u64, data: &[u8], memory: &Memory) -> bool {
+        let memory = &Reach::new(memory);
         match self.transport.write(offset, data, memory) {
             None => false,
             // Receive buffers are seen at the next exit, which this one is.
@@ -126,7 +120,7 @@ impl Nic {
 
     /// Packets that the guest has made receive buffers available for. Cheap: called at every instant.
     pub fn room(&self, memory: &Memory) -> usize {
-        if self.transport.live() { self.transport.ring(RX).available(memory) } else { 0 }
+        if self.transport.live() { self.transport.ring(RX).available(&Reach::new(memory)) } else { 0 }
     }
 
     /// Takes what the guest has queued for sending, as far as it fits into `packets`, which is empty before. Call again until it
@@ -135,7 +129,7 @@ impl Nic {
         if !self.transport.live() {
             return;
         }
-        match self.take_chains(memory, packets) {
+        match self.take_chains(&Reach::new(memory), packets) {
             Ok(false) => {}
             Ok(true) => self.transport.interrupt(),
             Err(misuse) => self.transport.fail(misuse),
@@ -146,7 +140,7 @@ impl Nic {
     pub fn receive(&mut self, memory: &Memory, packets: &Packets) {
         let before = self.counters.received;
         if self.transport.live() {
-            match self.fill_chains(memory, packets) {
+            match self.fill_chains(&Reach::new(memory), packets) {
                 Ok(false) => {}
                 Ok(true) => self.transport.interrupt(),
                 Err(misuse) => self.transport.fail(misuse),
@@ -177,8 +171,8 @@ impl Nic {
     }
 
     /// Whether the guest wants an interrupt.
-    fn take_chains(&mut self, memory: &Memory, packets: &mut Packets) -> Result<bool, Misuse> {
-        let checksums = self.transport.negotiated() & CSUM != 0;
+    fn take_chains(&mut self, memory: &Reach, packets: &mut Packets) -> Result<bool, Misuse> {
+        let features = self.transport.negotiated();
         let ring = self.transport.ring_mut(TX);
         let mut taken = false;
         // Bounded, even if the guest laid its rings such that giving a chain back makes another one available.
@@ -189,7 +183,7 @@ impl Nic {
                     ring.put_back();
                     break;
                 }
-                let whole = packets.push_with(|bytes| gather(memory, &self.buffers, bytes, checksums));
+                let whole = packets.push_with(|bytes| gather(memory, &self.buffers, bytes, features));
                 if !whole {
                     return Err(Misuse::Buffer);
                 }
@@ -208,7 +202,7 @@ impl Nic {
     }
 
     /// Whether the guest wants an interrupt.
-    fn fill_chains(&mut self, memory: &Memory, packets: &Packets) -> Result<bool, Misuse> {
+    fn fill_chains(&mut self, memory: &Reach, packets: &Packets) -> Result<bool, Misuse> {
         let offloads = self.offloads();
         let ring = self.transport.ring_mut(RX);
         let before = self.counters.received;
@@ -238,19 +232,21 @@ fn identity(config: NicConfig) -> Identity {
         | 1 << VIRTIO_NET_F_MTU
         | 1 << VIRTIO_NET_F_STATUS;
     if config.offloads {
-        features |= CSUM | GUEST_CSUM | GUEST_TSO4;
+        features |= CSUM | GUEST_CSUM | GUEST_TSO4 | HOST_TSO4;
     }
     // struct virtio_net_config: mac, status, max_virtqueue_pairs (there is no multiqueue), mtu.
     let mut bytes = config.mac.to_vec();
     bytes.extend((VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
     bytes.extend([0; 2]);
     bytes.extend(config.mtu.to_le_bytes());
-    Identity { device_id: DEVICE_ID, features, needs: &[(GUEST_TSO4, GUEST_CSUM)], config: bytes }
+    Identity { device_id: DEVICE_ID, features, needs: &[(GUEST_TSO4, GUEST_CSUM), (HOST_TSO4, CSUM)], config: bytes }
 }
 
 // Offsets in struct virtio_net_hdr_v1.
 const FLAGS: usize = 0;
 const GSO_TYPE: usize = 1;
+const HDR_LEN: usize = 2;
+const GSO_SIZE: usize = 4;
 const CSUM_START: usize = 6;
 const CSUM_OFFSET: usize = 8;
 const NUM_BUFFERS: usize = 10;
@@ -278,32 +274,42 @@ fn header_to_guest(packet: &[u8], offloads: Offloads) -> Option<[u8; HEADER]> {
     Some(header)
 }
 
-/// Makes the header that the guest wrote one that the outside can trust: all zero, but for a checksum to be filled in within the frame.
-fn clean_header(packet: &mut [u8], checksums: bool) {
+/// Makes the header that the guest wrote one that the outside can trust: all zero, but for a checksum to be filled in within the frame and,
+/// with that, segments to be cut.
+fn clean_header(packet: &mut [u8], features: u64) {
     let (header, frame) = packet.split_at_mut(HEADER);
     let field = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-    let (start, offset) = (field(CSUM_START), field(CSUM_OFFSET));
-    let asked = checksums && u32::from(header[FLAGS]) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
+    let (start, offset, segment) = (field(CSUM_START), field(CSUM_OFFSET), field(GSO_SIZE));
+    let checksum = features & CSUM != 0 && u32::from(header[FLAGS]) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
+    let segments = features & HOST_TSO4 != 0 && u32::from(header[GSO_TYPE]) == VIRTIO_NET_HDR_GSO_TCPV4 && segment > 0;
     header.fill(0);
-    if asked && usize::from(start) + usize::from(offset) + 2 <= frame.len() {
-        header[FLAGS] = VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
-        header[CSUM_START..CSUM_OFFSET].copy_from_slice(&start.to_le_bytes());
-        header[CSUM_OFFSET..NUM_BUFFERS].copy_from_slice(&offset.to_le_bytes());
+    if !checksum || usize::from(start) + usize::from(offset) + 2 > frame.len() {
+        return;
+    }
+    header[FLAGS] = VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
+    header[CSUM_START..CSUM_OFFSET].copy_from_slice(&start.to_le_bytes());
+    header[CSUM_OFFSET..NUM_BUFFERS].copy_from_slice(&offset.to_le_bytes());
+    // The TCP header's length, which its data offset says, ends the headers; the field is a hint, and not taken from the guest.
+    let headers = frame.get(usize::from(start) + 12).map(|offset| usize::from(start) + usize::from(offset >> 4) * 4);
+    if let Some(headers) = headers.filter(|&headers| segments && headers < frame.len()) {
+        header[GSO_TYPE] = VIRTIO_NET_HDR_GSO_TCPV4 as u8;
+        header[HDR_LEN..GSO_SIZE].copy_from_slice(&(headers as u16).to_le_bytes());
+        header[GSO_SIZE..CSUM_START].copy_from_slice(&segment.to_le_bytes());
     }
 }
 
 /// Appends the contents of `buffers`, a whole packet, to `bytes`. False: memory was not there.
-fn gather(memory: &Memory, buffers: &[Buffer], bytes: &mut Vec<u8>, checksums: bool) -> bool {
+fn gather(memory: &Reach, buffers: &[Buffer], bytes: &mut Vec<u8>, features: u64) -> bool {
     let start = bytes.len();
     let read = buffers.iter().all(|buffer| memory.write_all_volatile_to(buffer.address, bytes, buffer.length).is_ok());
     if read {
-        clean_header(&mut bytes[start..], checksums);
+        clean_header(&mut bytes[start..], features);
     }
     read
 }
 
 /// Writes `parts`, one after the other, to `buffers`, which are long enough.
-fn scatter(memory: &Memory, buffers: &[Buffer], parts: [&[u8]; 2]) -> Result<(), Misuse> {
+fn scatter(memory: &Reach, buffers: &[Buffer], parts: [&[u8]; 2]) -> Result<(), Misuse> {
     let mut buffers = buffers.iter();
     let mut at = *buffers.next().ok_or(Misuse::Chain)?;
     for mut part in parts {

@@ -1,5 +1,6 @@
 //! One split virtqueue, as the device sees it: chains are taken from the available ring, checked as a whole before a byte of
-//! them is touched, and given back in the used ring. All access to memory is that of `vm-memory`, so its bitmap knows what was written.
+//! them is touched, and given back in the used ring. All access to memory is that of `vm-memory`, so its
+//! bitmap knows what was written.
 
 use std::num::Wrapping;
 use std::sync::atomic::Ordering;
@@ -7,10 +8,10 @@ use std::sync::atomic::Ordering;
 use bincode::{Decode, Encode};
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::misuse::Misuse;
-use crate::machine::memory::Memory;
+use super::reach::Reach;
 
 /// The most entries of a queue, and the most descriptors of a chain, those of an indirect table included.
 pub const MAX_SIZE: u16 = 256;
@@ -105,7 +106,7 @@ impl Ring {
     }
 
     /// Makes it ready, from its beginning, if it is not. The one place where the rings themselves are checked.
-    pub fn enable(&mut self, memory: &Memory, event_idx: bool) -> Result<(), Misuse> {
+    pub fn enable(&mut self, memory: &Reach, event_idx: bool) -> Result<(), Misuse> {
         if self.queue.is_none() {
             let queue = make_queue(&self.registers, Progress::default(), event_idx)?;
             // The crate takes an available ring at 0 for none.
@@ -123,7 +124,7 @@ impl Ring {
     }
 
     /// How many chains are there to be taken: at most as many as the queue has entries, whatever the driver says.
-    pub fn available(&self, memory: &Memory) -> usize {
+    pub fn available(&self, memory: &Reach) -> usize {
         self.queue.as_ref().map_or(0, |queue| match queue.avail_idx(memory, Ordering::Acquire) {
             Ok(index) => (index - Wrapping(queue.next_avail())).0.min(queue.size()).into(),
             Err(_) => 0,
@@ -134,7 +135,7 @@ impl Ring {
     /// none is empty.
     pub fn pop(
         &mut self,
-        memory: &Memory,
+        memory: &Reach,
         direction: Direction,
         buffers: &mut Vec<Buffer>,
     ) -> Result<Option<Chain>, Misuse> {
@@ -153,7 +154,7 @@ impl Ring {
                 return Err(Misuse::Direction);
             }
             let buffer = Buffer { address: descriptor.addr(), length: descriptor.len() as usize };
-            if buffer.length == 0 || !memory.check_range(buffer.address, buffer.length) {
+            if buffer.length == 0 || memory.slice(buffer.address, buffer.length).is_err() {
                 return Err(Misuse::Buffer);
             }
             buffers.push(buffer);
@@ -171,7 +172,7 @@ impl Ring {
     }
 
     /// Gives a chain back, with `written` bytes in its buffers.
-    pub fn complete(&mut self, memory: &Memory, chain: Chain, written: usize) -> Result<(), Misuse> {
+    pub fn complete(&mut self, memory: &Reach, chain: Chain, written: usize) -> Result<(), Misuse> {
         match &mut self.queue {
             Some(queue) => queue.add_used(memory, chain.head, written as u32).map_err(|_| Misuse::RingPlace),
             None => Ok(()),
@@ -179,7 +180,7 @@ impl Ring {
     }
 
     /// Asks the driver to notify when it makes the next chain available.
-    pub fn ask_for_notification(&mut self, memory: &Memory) -> Result<(), Misuse> {
+    pub fn ask_for_notification(&mut self, memory: &Reach) -> Result<(), Misuse> {
         match &mut self.queue {
             Some(queue) => queue.enable_notification(memory).map(|_| ()).map_err(|_| Misuse::RingPlace),
             None => Ok(()),
@@ -187,7 +188,7 @@ impl Ring {
     }
 
     /// Asks the driver not to notify. (With event indexes a driver that nobody asks anything notifies once, and then every 65536 chains.)
-    pub fn do_without_notification(&mut self, memory: &Memory) -> Result<(), Misuse> {
+    pub fn do_without_notification(&mut self, memory: &Reach) -> Result<(), Misuse> {
         match &mut self.queue {
             Some(queue) => queue.disable_notification(memory).map_err(|_| Misuse::RingPlace),
             None => Ok(()),
@@ -195,7 +196,7 @@ impl Ring {
     }
 
     /// Whether the driver wants an interrupt for the chains given back since the last call. To be called after all of them.
-    pub fn interrupt_wanted(&mut self, memory: &Memory) -> Result<bool, Misuse> {
+    pub fn interrupt_wanted(&mut self, memory: &Reach) -> Result<bool, Misuse> {
         let Some(queue) = &mut self.queue else { return Ok(false) };
         if queue.event_idx_enabled() {
             queue.needs_notification(memory).map_err(|_| Misuse::RingPlace)

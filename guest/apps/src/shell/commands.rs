@@ -5,12 +5,13 @@ use alloc::vec;
 use lockstep_kernels::primes::primes;
 use lockstep_kernels::random::SplitMix64;
 use lockstep_kernels::sha256::Sha256;
-use lockstep_runtime::{console, entropy, memory, print, println, safepoint, time, wait};
+use lockstep_runtime::{console, entropy, host_name, memory, print, println, safepoint, time, wait};
 
 const HELP: &str = "\
 help                 this text
 time                 clock since boot, and wall clock
 uptime               seconds and ticks since boot
+host                 the name of the host that the machine is on
 echo WORDS           prints the words
 random [N]           N random numbers
 count N [MS]         counts to N, a number every MS milliseconds
@@ -32,6 +33,7 @@ pub fn run(words: &[&str]) -> Option<u8> {
             let ns = time::clock_ns();
             println!("up {}.{:03} s, {} ticks", ns / 1_000_000_000, ns / 1_000_000 % 1000, time::ticks());
         }
+        ("host", _) => println!("{}", host_name()),
         ("echo", _) => {
             for (i, word) in arguments.iter().enumerate() {
                 print!("{}{word}", if i == 0 { "" } else { " " });

@@ -3,7 +3,7 @@
 use super::keys::draw;
 use super::strings::add_text;
 use super::{Call, Outcome, POLL_EVERY};
-use crate::bytes::{Bytes, parse_i64};
+use crate::bytes::{Bytes, copy, parse_i64};
 use crate::refusal::Refusal;
 use crate::reply::Reply;
 use crate::table::Entry;
@@ -20,7 +20,7 @@ fn set_pairs(c: &mut Call<'_, '_>) -> Result<usize, Refusal> {
     let mut new = 0;
     for arg in (2..c.args.len()).step_by(2) {
         let field = c.args.at(arg);
-        new += usize::from(fields.set(seed.hash(field), field, Bytes::from_slice(c.args.at(arg + 1))));
+        new += usize::from(fields.set(seed.hash(field), field, copy(c.args.at(arg + 1), poll)));
         if arg % POLL_EVERY == 0 {
             poll();
         }
@@ -44,10 +44,11 @@ pub(super) fn hmset(c: &mut Call<'_, '_>) -> Outcome {
 pub(super) fn hsetnx(c: &mut Call<'_, '_>) -> Outcome {
     let field = c.args.at(2);
     let hash = c.store.seed.hash(field);
+    let poll = c.store.settings.poll;
     let (at, fields) = c.store.open_or_new::<Fields>(c.args.at(1), c.now_ms)?;
     let absent = fields.find(hash, field).is_none();
     if absent {
-        fields.set(hash, field, Bytes::from_slice(c.args.at(3)));
+        fields.set(hash, field, copy(c.args.at(3), poll));
         c.store.changed(at);
     }
     c.out.bool(absent);

@@ -235,7 +235,7 @@ pub(super) fn keys(c: &mut Call<'_, '_>) -> Outcome {
     let mut found = 0;
     for at in 0..c.store.len() {
         let (key, slot) = c.store.at(at);
-        if slot.expires_ms >= c.now_ms && glob::matches(pattern, key) {
+        if slot.expires_ms >= c.now_ms && glob::matches(pattern, key, c.store.settings.poll) {
             c.out.bulk(key);
             found += 1;
         }

@@ -2,7 +2,7 @@
 
 use super::strings::span;
 use super::{Call, Outcome, POLL_EVERY};
-use crate::bytes::Bytes;
+use crate::bytes::{Bytes, copy};
 use crate::list::{End, List};
 use crate::refusal::Refusal;
 
@@ -16,7 +16,7 @@ fn push(c: &mut Call<'_, '_>, end: End, create: bool) -> Outcome {
         return Ok(());
     };
     for (number, element) in c.args.from(2).enumerate() {
-        list.push(end, Bytes::from_slice(element));
+        list.push(end, copy(element, poll));
         if number % POLL_EVERY == POLL_EVERY - 1 {
             poll();
         }
@@ -137,10 +137,11 @@ pub(super) fn lindex(c: &mut Call<'_, '_>) -> Outcome {
 
 pub(super) fn lset(c: &mut Call<'_, '_>) -> Outcome {
     let index = c.int(2);
+    let poll = c.store.settings.poll;
     let (at, list) = c.store.open::<List>(c.args.at(1), c.now_ms)?.ok_or(Refusal::NoKey)?;
     let place = place(index?, list.len()).ok_or(Refusal::IndexRange)?;
     if let Some(element) = list.get_mut(place) {
-        *element = Bytes::from_slice(c.args.at(3));
+        *element = copy(c.args.at(3), poll);
     }
     c.store.changed(at);
     c.out.ok();
@@ -169,7 +170,7 @@ pub(super) fn linsert(c: &mut Call<'_, '_>) -> Outcome {
         c.out.int(-1);
         return Ok(());
     };
-    list.insert(place + behind, Bytes::from_slice(element));
+    list.insert(place + behind, copy(element, poll));
     let length = list.len();
     c.store.changed(at);
     c.out.size(length);

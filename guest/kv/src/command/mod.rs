@@ -56,6 +56,12 @@ impl Call<'_, '_> {
         self.args.at(at).eq_ignore_ascii_case(word.as_bytes())
     }
 
+    /// A string of its own.
+    #[inline]
+    pub(crate) fn own(&self, text: &[u8]) -> bytes::Bytes {
+        bytes::copy(text, self.store.settings.poll)
+    }
+
     /// Lets the caller see to other things, now and then in a loop.
     #[inline]
     pub(crate) fn poll_at(&self, number: usize) {

@@ -24,11 +24,12 @@ pub(super) struct ScanOptions<'a> {
     pattern: Option<&'a [u8]>,
     type_name: Option<&'a [u8]>,
     pub(super) count: usize,
+    poll: fn(),
 }
 
 impl<'a> ScanOptions<'a> {
     pub(super) fn parse(c: &Call<'a, '_>, first: usize, with_type: bool) -> Result<Self, Refusal> {
-        let mut options = ScanOptions { pattern: None, type_name: None, count: 10 };
+        let mut options = ScanOptions { pattern: None, type_name: None, count: 10, poll: c.store.settings.poll };
         let mut at = first;
         while at < c.args.len() {
             if at + 1 == c.args.len() {
@@ -49,7 +50,7 @@ impl<'a> ScanOptions<'a> {
     }
 
     pub(super) fn wants(&self, key: &[u8]) -> bool {
-        self.pattern.is_none_or(|pattern| glob::matches(pattern, key))
+        self.pattern.is_none_or(|pattern| glob::matches(pattern, key, self.poll))
     }
 
     pub(super) fn wants_type(&self, name: &str) -> bool {

@@ -144,8 +144,11 @@ fn parameters(c: &Call<'_, '_>) -> [(&'static str, String); 9] {
 pub(super) fn config(c: &mut Call<'_, '_>) -> Outcome {
     if c.is(1, "GET") {
         let parameters = parameters(c);
-        let wanted =
-            |name: &str| c.args.from(2).any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), name.as_bytes()));
+        let wanted = |name: &str| {
+            c.args
+                .from(2)
+                .any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), name.as_bytes(), c.store.settings.poll))
+        };
         let mark = c.out.mark();
         let mut told = 0;
         for (name, value) in parameters.iter().filter(|(name, _)| wanted(name)) {

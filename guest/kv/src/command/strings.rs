@@ -96,7 +96,7 @@ fn set_options(c: &Call<'_, '_>) -> Result<SetOptions, Refusal> {
 pub(super) fn set(c: &mut Call<'_, '_>) -> Outcome {
     let (key, text) = (c.args.at(1), c.args.at(2));
     if c.args.len() == 3 {
-        c.store.put(key, Value::Str(Bytes::from_slice(text)), c.now_ms);
+        c.store.put(key, Value::Str(c.own(text)), c.now_ms);
         c.out.ok();
         return Ok(());
     }
@@ -116,7 +116,7 @@ pub(super) fn set(c: &mut Call<'_, '_>) -> Outcome {
     }
     if wanted {
         let kept = found.filter(|_| options.keep_expiry).map_or(NEVER, |at| c.store.slot(at).expires_ms);
-        let at = c.store.put(key, Value::Str(Bytes::from_slice(text)), c.now_ms);
+        let at = c.store.put(key, Value::Str(c.own(text)), c.now_ms);
         c.store.set_expiry(at, options.expires_ms.unwrap_or(kept));
     }
     Ok(())
@@ -126,7 +126,7 @@ pub(super) fn setnx(c: &mut Call<'_, '_>) -> Outcome {
     let (key, text) = (c.args.at(1), c.args.at(2));
     let absent = c.store.find(key, c.now_ms).is_none();
     if absent {
-        c.store.put(key, Value::Str(Bytes::from_slice(text)), c.now_ms);
+        c.store.put(key, Value::Str(c.own(text)), c.now_ms);
     }
     c.out.bool(absent);
     Ok(())
@@ -134,7 +134,7 @@ pub(super) fn setnx(c: &mut Call<'_, '_>) -> Outcome {
 
 fn set_for(c: &mut Call<'_, '_>, unit: Unit) -> Outcome {
     let expires_ms = positive_deadline(c, 2, unit)?;
-    let at = c.store.put(c.args.at(1), Value::Str(Bytes::from_slice(c.args.at(3))), c.now_ms);
+    let at = c.store.put(c.args.at(1), Value::Str(c.own(c.args.at(3))), c.now_ms);
     c.store.set_expiry(at, expires_ms);
     c.out.ok();
     Ok(())
@@ -150,7 +150,7 @@ pub(super) fn psetex(c: &mut Call<'_, '_>) -> Outcome {
 
 pub(super) fn getset(c: &mut Call<'_, '_>) -> Outcome {
     get(c)?;
-    c.store.put(c.args.at(1), Value::Str(Bytes::from_slice(c.args.at(2))), c.now_ms);
+    c.store.put(c.args.at(1), Value::Str(c.own(c.args.at(2))), c.now_ms);
     Ok(())
 }
 
@@ -332,13 +332,13 @@ pub(super) fn mget(c: &mut Call<'_, '_>) -> Outcome {
 
 fn set_pairs(c: &mut Call<'_, '_>) {
     for at in (1..c.args.len()).step_by(2) {
-        c.store.put(c.args.at(at), Value::Str(Bytes::from_slice(c.args.at(at + 1))), c.now_ms);
+        c.store.put(c.args.at(at), Value::Str(c.own(c.args.at(at + 1))), c.now_ms);
         c.poll_at(at / 2);
     }
 }
 
 pub(super) fn mset(c: &mut Call<'_, '_>) -> Outcome {
-    if c.args.len() % 2 == 0 {
+    if c.args.len().is_multiple_of(2) {
         return Err(c.arity());
     }
     set_pairs(c);
@@ -347,7 +347,7 @@ pub(super) fn mset(c: &mut Call<'_, '_>) -> Outcome {
 }
 
 pub(super) fn msetnx(c: &mut Call<'_, '_>) -> Outcome {
-    if c.args.len() % 2 == 0 {
+    if c.args.len().is_multiple_of(2) {
         return Err(c.arity());
     }
     let mut free = true;
