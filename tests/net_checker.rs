@@ -29,12 +29,12 @@ impl Script {
     }
 
     #[track_caller]
-    fn is_right(self) {
+    fn accepted(self) {
         explain(Object::Absent, &self.1).unwrap_or_else(|wrong| panic!("{wrong}"));
     }
 
     #[track_caller]
-    fn is_wrong(self) {
+    fn refused(self) {
         assert!(explain(Object::Absent, &self.1).is_err(), "accepted: {:?}", self.1);
     }
 }
@@ -44,58 +44,58 @@ use Told::{Done, Nothing, Number};
 
 #[test]
 fn what_a_server_could_have_said_is_accepted() {
-    Script::new().is_right();
-    Script::new().call(0, 1, 2, Set(7), Done).call(1, 3, 4, Get, Number(7)).is_right();
+    Script::new().accepted();
+    Script::new().call(0, 1, 2, Set(7), Done).call(1, 3, 4, Get, Number(7)).accepted();
     // Under way at the same time: both orders are possible.
-    Script::new().call(0, 1, 9, Set(7), Done).call(1, 2, 3, Get, Nothing).call(1, 4, 5, Get, Number(7)).is_right();
-    Script::new().call(0, 1, 9, Incr, Number(2)).call(1, 1, 9, Incr, Number(1)).is_right();
+    Script::new().call(0, 1, 9, Set(7), Done).call(1, 2, 3, Get, Nothing).call(1, 4, 5, Get, Number(7)).accepted();
+    Script::new().call(0, 1, 9, Incr, Number(2)).call(1, 1, 9, Incr, Number(1)).accepted();
     // Never answered: it happened here, and there it did not.
-    Script::new().call(0, 1, 0, Set(7), Done).call(1, 5, 6, Get, Number(7)).is_right();
-    Script::new().call(0, 1, 0, Set(7), Done).call(1, 5, 6, Get, Nothing).is_right();
-    Script::new().call(0, 1, 0, Set(7), Done).call(1, 5, 6, Get, Nothing).call(1, 7, 8, Get, Number(7)).is_right();
+    Script::new().call(0, 1, 0, Set(7), Done).call(1, 5, 6, Get, Number(7)).accepted();
+    Script::new().call(0, 1, 0, Set(7), Done).call(1, 5, 6, Get, Nothing).accepted();
+    Script::new().call(0, 1, 0, Set(7), Done).call(1, 5, 6, Get, Nothing).call(1, 7, 8, Get, Number(7)).accepted();
     let list = Told::Items(Items::default().with(5).with(4));
     Script::new()
         .call(0, 1, 6, Push(4), Number(2))
         .call(1, 2, 5, Push(5), Number(1))
         .call(0, 7, 8, Range, list)
-        .is_right();
+        .accepted();
 }
 
 #[test]
 fn a_lost_write_is_refused() {
-    Script::new().call(0, 1, 2, Set(7), Done).call(1, 3, 4, Get, Nothing).is_wrong();
-    Script::new().call(0, 1, 2, Incr, Number(1)).call(1, 3, 4, Incr, Number(1)).is_wrong();
+    Script::new().call(0, 1, 2, Set(7), Done).call(1, 3, 4, Get, Nothing).refused();
+    Script::new().call(0, 1, 2, Incr, Number(1)).call(1, 3, 4, Incr, Number(1)).refused();
     let list = Told::Items(Items::default().with(4));
     Script::new()
         .call(0, 1, 2, Push(4), Number(1))
         .call(0, 3, 4, Push(5), Number(2))
         .call(1, 5, 6, Range, list)
-        .is_wrong();
+        .refused();
     // Seen once, it has happened for good.
-    Script::new().call(0, 1, 0, Set(7), Done).call(1, 5, 6, Get, Number(7)).call(1, 7, 8, Get, Nothing).is_wrong();
+    Script::new().call(0, 1, 0, Set(7), Done).call(1, 5, 6, Get, Number(7)).call(1, 7, 8, Get, Nothing).refused();
 }
 
 #[test]
 fn a_write_applied_twice_is_refused() {
-    Script::new().call(0, 1, 2, Incr, Number(1)).call(1, 3, 4, Incr, Number(3)).is_wrong();
-    Script::new().call(0, 1, 2, Incr, Number(2)).is_wrong();
+    Script::new().call(0, 1, 2, Incr, Number(1)).call(1, 3, 4, Incr, Number(3)).refused();
+    Script::new().call(0, 1, 2, Incr, Number(2)).refused();
     // Neither may one that was never answered.
-    Script::new().call(0, 1, 0, Incr, Done).call(1, 2, 3, Incr, Number(3)).is_wrong();
+    Script::new().call(0, 1, 0, Incr, Done).call(1, 2, 3, Incr, Number(3)).refused();
     let list = Told::Items(Items::default().with(4).with(4));
-    Script::new().call(0, 1, 2, Push(4), Number(1)).call(1, 3, 4, Range, list).is_wrong();
+    Script::new().call(0, 1, 2, Push(4), Number(1)).call(1, 3, 4, Range, list).refused();
     // An old value comes back after a new one: the write has been applied a second time.
     Script::new()
         .call(0, 1, 2, Set(7), Done)
         .call(1, 3, 4, Set(8), Done)
         .call(2, 5, 6, Get, Number(8))
         .call(2, 7, 8, Get, Number(7))
-        .is_wrong();
+        .refused();
 }
 
 #[test]
 fn a_stale_read_is_refused() {
-    Script::new().call(0, 1, 2, Set(7), Done).call(0, 3, 4, Set(8), Done).call(1, 5, 6, Get, Number(7)).is_wrong();
-    Script::new().call(0, 1, 9, Set(7), Done).call(1, 2, 3, Get, Number(7)).call(2, 4, 5, Get, Nothing).is_wrong();
+    Script::new().call(0, 1, 2, Set(7), Done).call(0, 3, 4, Set(8), Done).call(1, 5, 6, Get, Number(7)).refused();
+    Script::new().call(0, 1, 9, Set(7), Done).call(1, 2, 3, Get, Number(7)).call(2, 4, 5, Get, Nothing).refused();
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn lists_in_two_orders_are_refused() {
         .call(0, 1, 6, Push(4), Number(2))
         .call(1, 2, 5, Push(5), Number(1))
         .call(0, 7, 8, Range, list)
-        .is_wrong();
+        .refused();
 }
 
 /// A history of `clients` on one key: each call takes effect somewhere between its begin and its end. At most `silent` of

@@ -8,7 +8,6 @@ mod net;
 use std::time::{Duration, Instant};
 
 use common::{Random, count_from, seed};
-use net::capture::Capture;
 use net::crowd::Crowd;
 use net::pair::{Pair, Setup};
 use net::print_pauses;
@@ -39,7 +38,6 @@ fn mixed_load_goes_on_when_the_backup_dies() {
     let mut random = Random::new(seed());
     let site = Site::up();
     let mut pair = Pair::start(&site, &Setup { memory_mib: 128, ..Setup::kv() });
-    let capture = Capture::on(&site);
     let crowd = Crowd::gather(SERVER, &site.client(), 8, &mut random);
     let count = (seconds * 20).to_string();
     let ping = Tool::start(&site.client(), &["ping", "-q", "-i", "0.05", "-c", &count, GUEST]);
@@ -83,15 +81,12 @@ fn mixed_load_goes_on_when_the_backup_dies() {
     crowd.goes_on(5);
     let seen = crowd.finish();
     seen.is_linearizable();
-    let heard = capture.one_after_the_other();
-    assert!(heard.iter().all(|heard| heard.side == 0), "the backup spoke");
     pair.runs(0);
     println!(
         "{seconds} s: {} recorded calls, at most {} on a key, linearizable; {runs:?} further runs of redis-benchmark; {received} of \
-         {sent} pings answered; {} frames sent",
+         {sent} pings answered",
         seen.calls,
         seen.longest(),
-        heard.len()
     );
     print_pauses(
         "longest wait of each client after the kill",

@@ -2,9 +2,9 @@
 //! sense is the end of the test. What they saw is judged by one order per key ([`super::linear`]).
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ const LISTS: u64 = 6;
 
 struct Shared {
     stop: AtomicBool,
+    /// The connections were closed on purpose.
+    given_up: AtomicBool,
     /// Answers that each client has.
     answers: Vec<AtomicU64>,
     /// What no client may see.
@@ -33,7 +35,11 @@ type History = BTreeMap<String, Vec<Call>>;
 
 /// The clients.
 pub struct Crowd {
-    threads: Vec<JoinHandle<History>>,
+    threads: Mutex<Vec<JoinHandle<History>>>,
+    /// The clients' connections, to close them where all else fails.
+    sockets: Vec<TcpStream>,
+    server: SocketAddr,
+    namespace: String,
     shared: Arc<Shared>,
     /// Connected from the beginning; reads everything at the end.
     auditor: Connection,
@@ -57,23 +63,34 @@ impl Crowd {
         });
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             answers: (0..clients).map(|_| AtomicU64::new(0)).collect(),
             troubles: Mutex::default(),
             page: AtomicU64::new(0),
         });
-        let client = |client| {
+        let mut crowd = Crowd {
+            threads: Mutex::default(),
+            sockets: Vec::new(),
+            server,
+            namespace: namespace.into(),
+            shared: shared.clone(),
+            auditor,
+        };
+        for client in 0..clients {
             let connection = Connection::open(server, namespace).expect("a client connects");
+            crowd.sockets.push(connection.socket().expect("a descriptor for a socket"));
             // Some call without a break, some think, and some are silent most of the time.
             let think_us = [0, 0, 500, 3000, 20_000][client % 5];
             let (shared, random) = (shared.clone(), Random::new(random.below(u64::MAX)));
-            std::thread::spawn(move || live(client, connection, &shared, think_us, random))
-        };
-        Crowd { threads: (0..clients).map(client).collect(), shared, auditor }
+            let thread = std::thread::spawn(move || live(client, connection, &shared, think_us, random));
+            lock(&crowd.threads).push(thread);
+        }
+        crowd
     }
 
     #[track_caller]
     fn no_trouble(&self) {
-        let troubles = self.shared.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let troubles = lock(&self.shared.troubles);
         assert!(troubles.is_empty(), "clients saw what they may not see:\n{}", troubles.join("\n"));
     }
 
@@ -82,10 +99,41 @@ impl Crowd {
     pub fn goes_on(&self, answers: u64) {
         let now = |client: &AtomicU64| client.load(Ordering::Relaxed);
         let goals: Vec<u64> = self.shared.answers.iter().map(|client| now(client) + answers).collect();
-        eventually("every client goes on", || {
+        let begun = Instant::now();
+        while self.shared.answers.iter().zip(&goals).any(|(client, &goal)| now(client) < goal) {
             self.no_trouble();
-            self.shared.answers.iter().zip(&goals).all(|(client, &goal)| now(client) >= goal).then_some(())
-        });
+            assert!(begun.elapsed() < PATIENCE, "not every client goes on: {}", self.autopsy());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// What a new client makes of the clients' history, when they wait in vain.
+    fn autopsy(&self) -> String {
+        self.shared.given_up.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for socket in &self.sockets {
+            // Closed already by the other end: what is wanted.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        let mut history = self.gathered();
+        let found = Connection::open(self.server, &self.namespace)
+            .map_err(|error| error.to_string())
+            .and_then(|mut auditor| audit(&mut auditor, self.sockets.len(), &mut history));
+        match found {
+            Err(trouble) => format!("nor does a new one: {trouble}"),
+            Ok(()) => judge(&history).err().unwrap_or_else(|| "a new one finds nothing wrong".into()),
+        }
+    }
+
+    /// What the clients have seen, when they have ended.
+    fn gathered(&self) -> History {
+        let mut history = History::new();
+        for thread in lock(&self.threads).drain(..) {
+            for (key, calls) in thread.join().expect("a client does not panic") {
+                history.entry(key).or_default().extend(calls);
+            }
+        }
+        history
     }
 
     /// From now on the clients take other keys.
@@ -112,21 +160,10 @@ impl Crowd {
     #[track_caller]
     pub fn finish(mut self) -> Seen {
         self.shared.stop.store(true, Ordering::Relaxed);
-        let mut history = History::new();
-        let clients = self.threads.len();
-        for thread in self.threads.drain(..) {
-            for (key, calls) in thread.join().expect("a client does not panic") {
-                history.entry(key).or_default().extend(calls);
-            }
-        }
+        let mut history = self.gathered();
         self.no_trouble();
-        let calls = history.values().map(Vec::len).sum();
-        for (key, calls) in &mut history {
-            let ask = if calls.iter().any(|call| matches!(call.ask, Ask::Push(_))) { Ask::Range } else { Ask::Get };
-            let call =
-                call(&mut self.auditor, clients, key, ask).unwrap_or_else(|trouble| panic!("auditor: {trouble}"));
-            calls.push(call);
-        }
+        let (calls, clients) = (history.values().map(Vec::len).sum(), self.sockets.len());
+        audit(&mut self.auditor, clients, &mut history).unwrap_or_else(|trouble| panic!("auditor: {trouble}"));
         Seen { history, calls, clients }
     }
 }
@@ -142,9 +179,7 @@ impl Seen {
     /// Holds every key's history against one server that does one thing after the other.
     #[track_caller]
     pub fn is_linearizable(&self) {
-        for (key, calls) in &self.history {
-            explain(Object::Absent, calls).unwrap_or_else(|wrong| panic!("{key}, {} calls: {wrong}", calls.len()));
-        }
+        judge(&self.history).unwrap_or_else(|wrong| panic!("{wrong}"));
     }
 
     /// The longest wait of each client for an answer that came after `since`; of a call before it, the time since then.
@@ -166,6 +201,26 @@ impl Seen {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads every key of a history, and notes what it says.
+fn audit(auditor: &mut Connection, client: usize, history: &mut History) -> Result<(), String> {
+    for (key, calls) in history {
+        let ask = if calls.iter().any(|call| matches!(call.ask, Ask::Push(_))) { Ask::Range } else { Ask::Get };
+        calls.push(call(auditor, client, key, ask)?);
+    }
+    Ok(())
+}
+
+/// Holds every key's history against a server that does one thing after the other.
+fn judge(history: &History) -> Result<(), String> {
+    history.iter().try_for_each(|(key, calls)| {
+        explain(Object::Absent, calls).map_err(|wrong| format!("{key}, {} calls: {wrong}", calls.len()))
+    })
+}
+
 fn live(client: usize, mut connection: Connection, shared: &Shared, think_us: u64, mut random: Random) -> History {
     let mut history = History::new();
     let mut values = (client as u64 + 1) << 32;
@@ -178,11 +233,15 @@ fn live(client: usize, mut connection: Connection, shared: &Shared, think_us: u6
             6..8 => (format!("{page}:counter:{}", random.below(COUNTERS)), Ask::Incr),
             _ => (format!("{page}:list:{}", random.below(LISTS)), Ask::Push(values)),
         };
+        let called = Instant::now();
         match call(&mut connection, client, &key, ask) {
             Ok(call) => history.entry(key).or_default().push(call),
             Err(trouble) => {
-                let trouble = format!("client {client}, {key} {ask:?}: {trouble}");
-                shared.troubles.lock().unwrap_or_else(PoisonError::into_inner).push(trouble);
+                if !shared.given_up.load(Ordering::Relaxed) {
+                    lock(&shared.troubles).push(format!("client {client}, {key} {ask:?}: {trouble}"));
+                }
+                // It may have happened or not.
+                history.entry(key).or_default().push(Call { client, ask, called, answered: None });
                 break;
             }
         }
@@ -205,7 +264,7 @@ fn call(connection: &mut Connection, client: usize, key: &str, ask: Ask) -> Resu
         Ask::Range => connection.ask(&["LRANGE", key, "0", "-1"]),
     };
     let at = Instant::now();
-    let reply = reply.map_err(|error| format!("{error}, {:?} after the call (patience {PATIENCE:?})", at - called))?;
+    let reply = reply.map_err(|error| format!("{error}, {:?} after the call", at - called))?;
     let told = understand(ask, &reply).ok_or_else(|| format!("{reply:?} is no answer to this"))?;
     Ok(Call { client, ask, called, answered: Some((at, told)) })
 }

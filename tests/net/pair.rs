@@ -96,8 +96,10 @@ impl<'a> Pair<'a> {
             RelayThere { relay: Some(relay), namespace: site.host(1) }
         });
         let there = relay.as_ref().and_then(|there| there.relay.as_ref()).map_or(channel, Relay::address);
+        // The copy of the log goes where it is removed with all else, also after SIGKILL.
         let arguments = words(format!(
-            "backup --name vm --host b --arbiter {arbiter} --control 127.0.0.1:0 --primary {there} --net tap=tap0"
+            "backup --name vm --host b --arbiter {arbiter} --control 127.0.0.1:0 --primary {there} --net tap=tap0 \
+             --log {arbiter}/backup.lslog --log-limit 64"
         ));
         let backup = Side::spawn("backup", &lockstep_in(&site.host(1)), &arguments);
         let consoles = [primary.address("console"), backup.address("console")];

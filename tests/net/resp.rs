@@ -34,9 +34,14 @@ impl Connection {
     pub fn open(address: SocketAddr, namespace: &str) -> Result<Connection> {
         let stream = within(namespace, || TcpStream::connect_timeout(&address, PATIENCE))?;
         stream.set_nodelay(true)?;
-        // Whoever waits that long has waited in vain: an error, as a reset is one.
-        stream.set_read_timeout(Some(PATIENCE))?;
+        // Whoever waits that long has waited in vain: an error, as a reset is one. (The tests lose their patience before.)
+        stream.set_read_timeout(Some(2 * PATIENCE))?;
         Ok(Connection { stream: BufReader::new(stream) })
+    }
+
+    /// The same connection once more, to close it from outside.
+    pub fn socket(&self) -> Result<TcpStream> {
+        self.stream.get_ref().try_clone()
     }
 
     /// One request and its answer.
