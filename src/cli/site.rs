@@ -58,10 +58,8 @@ address add {address}/24 dev lan
 link set dev lan up
 ";
 
-/// Settings of each network: Linux's own congestion control whatever this host prefers, and a bridge that passes frames on
-/// without showing them to the IP firewall, as bridges of virtual machines do.
-const SETTINGS: [(&str, &str); 2] =
-    [("/proc/sys/net/ipv4/tcp_congestion_control", "cubic"), ("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")];
+/// The bridge passes frames on without showing them to the IP firewall, as bridges of virtual machines do.
+const BRIDGE_SETTING: (&str, &str) = ("/proc/sys/net/bridge/bridge-nf-call-iptables", "0");
 
 /// Waits until its standard input ends, and removes the namespaces.
 const REMOVE: &str = r#"cat >/dev/null; for name; do ip netns delete "$name"; done 2>/dev/null"#;
@@ -170,10 +168,9 @@ impl Site {
         let site = Site { hosts: [open(a)?, open(b)?], client: open(client)?, name, _remover: remover };
         for namespace in site.hosts.iter().chain([&site.client]) {
             let _visit = Visit::to(namespace)?;
-            for (setting, value) in SETTINGS {
-                // A kernel without the one or the other does without.
-                let _ = std::fs::write(setting, value);
-            }
+            let (setting, value) = BRIDGE_SETTING;
+            // A kernel without that firewall has no such setting.
+            let _ = std::fs::write(setting, value);
         }
         Ok(site)
     }
