@@ -126,7 +126,7 @@ fn files_and_directories_that_are_missing_or_none() {
     bytes[4] = 77;
     std::fs::write(&other, bytes).expect("a file");
     for command in ["replay", "log"] {
-        assert_refused(&[command, path(&other)], &["other.log", "version 77", "version 1"]);
+        assert_refused(&[command, path(&other)], &["other.log", "version 77", &format!("version {}", frame::VERSION)]);
     }
     assert_refused(&["record", "--detached", "--log", path(&inside("nowhere/a.log"))], &["a.log", "No such file"]);
     assert_refused(&["primary", "--arbiter", path(directory.path()), "--name", "a/b"], &["name"]);

@@ -7,6 +7,7 @@ mod cluster;
 
 use cluster::{Guest, Host, Log, Place, Random, Vcpu};
 use lockstep::console::hub::Protection;
+use lockstep::log::frame::VERSION;
 use nix::pty::{OpenptyResult, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{Termios, tcgetattr};
@@ -260,7 +261,7 @@ fn what_is_wrong_is_said_in_one_line() {
     for (address, expected) in [
         (&nobody, "cannot connect (Connection refused (os error 111)): is lockstep running there"),
         (&ssh, "what answers there is not lockstep's console port"),
-        (&version, "format version 9; this program reads and writes version 1: use the same version"),
+        (&version, &format!("format version 9; this program reads and writes version {VERSION}: use the same version")),
     ] {
         for arguments in [vec!["console", address, "--wait", "0"], vec!["status", address], vec!["stop", address]] {
             let output = run(&arguments);

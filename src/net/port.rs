@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Two locks: `state` is what the vCPU thread meets, and nobody makes a system call while holding it; `wire` has the cable, and whoever
-//! sends, receives or says who may, holds it. `wire` is locked before `state`.
+//! sends, receives or says who may, holds it (so does the vCPU thread, when the guest's driver starts, to set the cable's offloads). `wire` is
+//! locked before `state`.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};

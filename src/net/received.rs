@@ -152,11 +152,11 @@ mod tests {
         assert_eq!(queue.append(&mut batch(full + 4, 1, 60), |_| {}), 1);
         assert_eq!(drain(&mut queue, 100), (0..full).collect::<Vec<_>>());
 
-        let long = MAX_BYTES / 20;
-        for first in 0..20 {
+        let long = MAX_BYTES / 64;
+        for first in 0..64 {
             assert_eq!(queue.append(&mut batch(first, 1, long), |_| {}), 0);
         }
-        assert_eq!(queue.append(&mut batch(20, 1, long), |_| {}), 1);
-        assert_eq!(drain(&mut queue, 100), (0..20).collect::<Vec<_>>());
+        assert_eq!(queue.append(&mut batch(64, 1, long), |_| {}), 1);
+        assert_eq!(drain(&mut queue, 100), (0..64).collect::<Vec<_>>());
     }
 }
