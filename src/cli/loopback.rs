@@ -28,6 +28,9 @@ pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Within this a status shows what has happened.
 pub const SETTLE: Duration = Duration::from_millis(200);
 
+/// The name of the VM.
+const VM: &str = "loopback";
+
 /// A directory of this pair's own, removed at the end.
 pub struct Scratch(PathBuf);
 
@@ -102,7 +105,7 @@ impl Side {
         let (subcommand, rest) = arguments.split_first().context("no subcommand")?;
         let control = format!("{}:0", place.control);
         let mut child = command
-            .args([subcommand, "--host", place.host, "--name", "loopback", "--control", &control])
+            .args([subcommand, "--host", place.host, "--name", VM, "--control", &control])
             .args(place.net.into_iter().flat_map(|net| ["--net", net]))
             .args(rest)
             .stdin(Stdio::null())
@@ -213,9 +216,14 @@ pub fn ensure_protected(status: &Status) -> anyhow::Result<()> {
 
 impl Drop for Side {
     fn drop(&mut self) {
+        let ended = self.has_ended();
         // A process that has ended already is no error, and a stopped one dies as well.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !ended {
+            // A backup keeps a copy of the log for the case that it diverges, and could not remove it. There is none of a primary.
+            let _ = std::fs::remove_file(super::pair::scratch_log(VM, self.child.id()));
+        }
     }
 }
 

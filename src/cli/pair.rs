@@ -207,13 +207,18 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Where a backup without `--log` keeps its copy.
+pub(super) fn scratch_log(vm: &str, process: u32) -> PathBuf {
+    std::env::temp_dir().join(format!("lockstep-{vm}-{process}.lslog"))
+}
+
 /// Runs the backup.
 pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
     channel_runtime()?.block_on(async {
         let (mut site, control) = args.pair.site(&args.name, &cpu, Settings::default(), &args.net, &args.pcap).await?;
         // A divergence is worth nothing without the log that shows it. Whoever names no file gets one for that case alone.
-        let scratch = std::env::temp_dir().join(format!("lockstep-{}-{}.lslog", args.name, std::process::id()));
+        let scratch = scratch_log(&args.name, std::process::id());
         let asked_for = site.keeping.file.is_some();
         site.keeping.file.get_or_insert_with(|| scratch.clone());
         eprintln!(
