@@ -212,13 +212,7 @@ set_handler:
     rol qword ptr [LOCKSTEP_WITNESS], 5
     add [LOCKSTEP_WITNESS], rax
     inc qword ptr [LOCKSTEP_INTERRUPTS + 8 * \line]
-    // Ring 0 takes interrupts at its one `hlt` only, and goes on with interrupts off: the next one, if it waits already, comes at
-    // the first instruction of ring 3. With interrupts on it would come there or at ring 0's `iretq`, as the host's
-    // time slices fall, where KVM emulates ring 0 and looks for interrupts now and then.
-    test byte ptr [rsp + 16], 3         // the code segment's ring
-    jnz 1f
-    and byte ptr [rsp + 25], 0xfd       // RFLAGS.IF
-1:  pop rax
+    pop rax
     iretq
 .endm
 
