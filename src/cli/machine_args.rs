@@ -72,7 +72,11 @@ impl MachineArgs {
 
     /// Plugs the card in.
     pub fn port(&self) -> anyhow::Result<Option<Arc<Port>>> {
-        plug_in(&self.net, &self.pcap)
+        let port = plug_in(&self.net, &self.pcap)?;
+        if let (Some(net), Some(port)) = (&self.net, &port) {
+            port.set_mac(net.card(&self.name).mac);
+        }
+        Ok(port)
     }
 
     fn read_image(&self) -> anyhow::Result<Vec<u8>> {

@@ -30,6 +30,7 @@ use crate::doors::Behind;
 use crate::log::file::LogError;
 use crate::machine::MachineError;
 use crate::machine::doors::{EndReason, Halt};
+use crate::machine::snapshot::Boot;
 use crate::net::port::Port;
 use crate::replication::{Identity, Settings, StopReason};
 use board::Board;
@@ -138,5 +139,12 @@ fn wake_for_packets(network: &Option<Arc<Port>>, world: &Arc<World>) {
     if let Some(port) = network {
         let (wake, remind) = (world.clone(), world.clone());
         port.set_waker(Box::new(move || wake.packets_wait()), Box::new(move || remind.remind_of_packets()));
+    }
+}
+
+/// Tells the network the address of the machine's card.
+fn name_card(network: &Option<Arc<Port>>, boot: &Boot) {
+    if let (Some(port), Some(card)) = (network, boot.net) {
+        port.set_mac(card.mac);
     }
 }

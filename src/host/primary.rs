@@ -126,6 +126,7 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         heartbeats_sent: 0,
         alone: false,
     };
+    super::name_card(&network, &driver.boot);
     super::wake_for_packets(&network, &world);
     hub.set_input_waker(Box::new(move || world.input_waits()));
     let carrier = network.map(|port| tokio::spawn(port.run()));

@@ -14,7 +14,7 @@ const IPV4: [u8; 2] = [0x08, 0x00];
 /// Ethernet and IPv4, with addresses of 6 and 4 bytes: how an ARP packet begins.
 const ARP_KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
-/// The guest's addresses, learned from what it sends.
+/// The guest's addresses: the card's own, and what is learned from what the guest sends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses {
     mac: Option<[u8; 6]>,
@@ -25,6 +25,11 @@ pub struct Addresses {
 }
 
 impl Addresses {
+    /// The card's own address: known before the guest has sent anything.
+    pub fn set_mac(&mut self, mac: [u8; 6]) {
+        self.mac = Some(mac);
+    }
+
     /// Learns from packets that the guest sends.
     pub fn learn(&mut self, packets: &Packets) {
         for packet in packets.iter() {
@@ -62,7 +67,7 @@ impl Addresses {
         }
     }
 
-    /// What tells everybody where the guest is; none if it has never sent anything.
+    /// What tells everybody where the guest is; none if nothing is known.
     pub fn announcement(&self) -> Packets {
         let mut packets = Packets::new();
         let Some(mac) = self.mac else { return packets };

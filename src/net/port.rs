@@ -150,6 +150,12 @@ impl Port {
         self.wire().has_offloads()
     }
 
+    /// The address of the card that is plugged in: announced as soon as this host is live, for a switch may know it from another
+    /// place.
+    pub fn set_mac(&self, mac: [u8; 6]) {
+        self.state().addresses.set_mac(mac);
+    }
+
     /// Whom to tell that packets wait for the guest.
     pub fn set_waker(&self, waker: Waker, reminder: Reminder) {
         *lock(&self.waker) = Some((waker, reminder));

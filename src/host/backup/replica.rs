@@ -64,6 +64,7 @@ impl Driver {
         if boot.net.is_some_and(|net| net.offloads) && self.network.as_ref().is_some_and(|port| !port.has_offloads()) {
             return Err(HostError::NoOffloads);
         }
+        crate::host::name_card(&self.network, boot);
         let mut machine = Machine::new(boot, Tracking::On)?;
         let safepoints = machine.safepoints();
         self.board.watch(safepoints.clone());
