@@ -18,8 +18,6 @@ pub trait Log {
     const DIGESTS: bool;
     /// Appends an entry and returns its number. May block while the log is full.
     fn append(&mut self, entry: &Entry) -> Result<u64, Halt>;
-    /// The guest is going to sleep: whatever was put off until more comes must not wait for it.
-    fn flush(&mut self) {}
 }
 
 /// No log: an unprotected, unrecorded run.
@@ -137,7 +135,6 @@ impl<L: Log> Inputs for LiveDoor<L> {
             if !ready.idle {
                 return Ok(None);
             }
-            self.log.flush();
             self.world.wait(ready.console_room > 0, ready.packet_room > 0);
         }
     }

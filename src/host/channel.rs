@@ -3,6 +3,8 @@
 
 use std::io;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpCongestion;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -175,6 +177,9 @@ impl Connection {
 
 /// Makes a raw connection one that may be trusted. Encryption and authentication have their place here.
 fn secure(stream: &TcpStream) -> io::Result<()> {
+    // Many small frames on a short link, each of which somebody waits for: a congestion control that paces them (BBR, a default here and
+    // there) is in the way. Where a kernel offers none of these, its default does.
+    let _ = ["cubic", "reno"].into_iter().find(|name| setsockopt(stream, TcpCongestion, &(*name).into()).is_ok());
     stream.set_nodelay(true)
 }
 

@@ -14,7 +14,7 @@ use crate::machine::doors::Halt;
 const CAPACITY: usize = 512 << 10;
 
 /// More bytes than this do not wait for others.
-const WORTH_A_FRAME: usize = 32 << 10;
+const WORTH_A_FRAME: usize = 64 << 10;
 
 /// Entries in order, encoded.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -104,9 +104,9 @@ impl Outgoing {
     }
 }
 
-/// Whether an entry may wait for the next one, so that both leave in one frame: nothing is waiting for its acknowledgement, and the
-/// output that comes of it, the next tick or the guest's sleep is soon enough for the backup. (Each frame costs a wake-up and a system call or
-/// two on either side.)
+/// Whether an entry may wait for the next one, so that both leave in one frame: nobody waits for its acknowledgement, and the output that
+/// comes of it, the next tick or the driver's next look (its horizon timer) is soon enough for the backup. Each frame costs a wake-up and a
+/// system call or two on either side.
 fn waits_for_more(body: &Body) -> bool {
     match body {
         Body::Clock(_) | Body::Entropy(_) | Body::HostName(_) | Body::Packets(_) => true,
@@ -128,12 +128,6 @@ impl Log for OutgoingLog {
             self.0.ready.notify_one();
         }
         Ok(number)
-    }
-
-    fn flush(&mut self) {
-        if self.0.state().batch.count > 0 {
-            self.0.ready.notify_one();
-        }
     }
 }
 

@@ -385,9 +385,11 @@ impl Driver {
 
     fn on_horizon(&mut self) -> Result<(), HostError> {
         // In this order: every entry at or before `at` is in the log by the time it is read, and so taken with it.
-        if let Some(at) = self.safepoints.passed().filter(|&at| self.horizon < at) {
+        let passed = self.safepoints.passed();
+        // Entries that nobody waited for leave now at the latest, also those of a guest that has gone to sleep.
+        self.on_logged()?;
+        if let Some(at) = passed.filter(|&at| self.horizon < at) {
             self.horizon = at;
-            self.on_logged()?;
             let entries = self.protocol.appended();
             self.feed(Input::Horizon { entries, at })?;
         }
