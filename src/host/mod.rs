@@ -2,7 +2,7 @@
 //! sockets.
 //!
 //! One thread (tokio) carries the logging channel, the console port and the timers of the protocol; the vCPU thread runs the
-//! guest. They meet in [`outgoing`] (primary), [`incoming`] (backup), the [`World`](crate::backends::world::World) and the
+//! guest. They meet in [`outgoing`] (primary), [`incoming`] (backup), the [`World`] and the
 //! console's [`Hub`].
 #![allow(clippy::disallowed_methods, reason = "this is where the host's time enters")]
 

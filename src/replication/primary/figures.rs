@@ -29,7 +29,7 @@ impl Primary {
         self.acked
     }
 
-    /// Outputs of entries below this number are known to have left: what [`Input::Left`] has to say is more.
+    /// Outputs of entries below this number are known to have left: what [`Input::Left`](super::Input::Left) has to say is more.
     pub fn left(&self) -> u64 {
         self.left
     }
@@ -55,7 +55,7 @@ impl Primary {
         self.flow.unacked_bytes()
     }
 
-    /// Whether the vCPU may append to the log; `false` between [`Action::Stall`] and [`Action::Resume`].
+    /// Whether the vCPU may append to the log; `false` between [`Action::Stall`](super::Action::Stall) and [`Action::Resume`](super::Action::Resume).
     pub fn may_append(&self) -> bool {
         !self.flow.is_stalled()
     }
