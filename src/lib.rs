@@ -14,6 +14,8 @@
 //! | [`backends`] | the world: clock, timer, random numbers, scheduling |
 //! | [`console`] | the guest's console over the network, every byte once; status and control |
 //! | [`net`] | the network outside of the guest's card: TAP or socket, packets held until released |
+//! | [`disk`] | the disk outside of the guest's device: images, requests under way, changes held until released |
+//! | [`transfer`] | a machine's state on its way to a new backup or into a file |
 //! | [`host`] | what joins machine, doors and protocol to threads, files and sockets |
 //! | [`guest`] | the built-in guest image (its sources are in `guest/`) |
 //! | [`mod@bench`] | the measurements of `lockstep bench` |
@@ -26,6 +28,7 @@ pub mod bench;
 pub mod cli;
 pub mod console;
 pub mod devices;
+pub mod disk;
 pub mod doors;
 pub mod guest;
 pub mod host;
@@ -34,3 +37,4 @@ pub mod log;
 pub mod machine;
 pub mod net;
 pub mod replication;
+pub mod transfer;

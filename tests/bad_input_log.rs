@@ -8,8 +8,9 @@ use lockstep::log::codec::{CodecError, Decoder, Encoder};
 use lockstep::log::entry::{Body, Entry};
 use lockstep::log::file::{Ending, LogError, LogReader, LogWriter};
 use lockstep::log::frame::{self, FrameKind, HEADER_BYTES};
+use lockstep::machine::blocks::{Completion, Completions, MAX_REQUEST, Outcome};
 use lockstep::machine::digest::{Digest, PageCheck};
-use lockstep::machine::doors::{ConsoleInput, EndReason};
+use lockstep::machine::doors::{ConsoleInput, Control, EndReason};
 use lockstep::machine::instant::Instant;
 use lockstep::machine::packets::{HEADER, Packets};
 use lockstep::machine::snapshot::{Boot, CpuidLeaf};
@@ -131,6 +132,16 @@ fn sent() -> impl Strategy<Value = Body> {
     (counts, any::<u32>()).prop_map(|((packets, bytes), check)| Body::Sent { packets, bytes, check })
 }
 
+fn completions() -> impl Strategy<Value = Completions> {
+    let outcome = prop_oneof![
+        Just(Outcome::Done),
+        Just(Outcome::Failed),
+        vec(any::<u8>(), 1..600).prop_map(Outcome::Read),
+        (1..=MAX_REQUEST as u32, any::<u64>()).prop_map(|(bytes, check)| Outcome::ReadElsewhere { bytes, check }),
+    ];
+    vec((number(), outcome).prop_map(|(id, outcome)| Completion { id: id >> 3, outcome }), 1..5)
+}
+
 fn body() -> impl Strategy<Value = Body> {
     let input = (0..3u64, number(), vec(any::<u8>(), 1..=ConsoleInput::MAX.min(8)));
     prop_oneof![
@@ -142,6 +153,11 @@ fn body() -> impl Strategy<Value = Body> {
         2 => packets().prop_map(Body::Packets),
         1 => sent(),
         1 => number().prop_map(Body::HostName),
+        1 => (1..=256u32, any::<u32>(), any::<u32>())
+            .prop_map(|(requests, bytes, check)| Body::Asked { requests, bytes, check }),
+        2 => completions().prop_map(Body::Disk),
+        1 => prop_oneof![Just(Control::Pause), Just(Control::Resume), Just(Control::Reset), Just(Control::Switch)]
+            .prop_map(Body::Control),
         1 => digest().prop_map(|digest| Body::Digest(Box::new(digest))),
     ]
 }
@@ -187,6 +203,9 @@ fn log() -> impl Strategy<Value = Vec<Entry>> {
                     | Body::Packets(_)
                     | Body::Sent { .. }
                     | Body::HostName(_)
+                    | Body::Asked { .. }
+                    | Body::Disk(_)
+                    | Body::Control(_)
                     | Body::Digest(_)
                     | Body::End(_) => {}
                 }
@@ -207,6 +226,8 @@ fn boot() -> Boot {
         command_line,
         boot_time_ns: 5,
         net: None,
+
+        disk: None,
         cpuid: vec![leaf],
         image: vec![6; 20],
     }

@@ -86,6 +86,8 @@ fn a_line_typed_at_any_exit_is_answered() {
         command_line: "shell hz=0".into(),
         boot_time_ns: 0,
         net: None,
+
+        disk: None,
         cpuid: cpuid::template(&host),
         image: guest::IMAGE.to_vec(),
     };

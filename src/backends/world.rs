@@ -3,6 +3,7 @@
 //! Whoever brings something sets its flag and *rings*: the guest stops at its next safepoint, or wakes from its halt. The vCPU
 //! thread sets the limit first and looks at the flags afterwards, so a ring between the two is not lost.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread;
@@ -12,7 +13,10 @@ use lockstep_abi::pv::HOST_NAME_WORDS;
 
 use super::clock::GuestClock;
 use super::priority::prefer_this_thread;
+use crate::log::codec::Encoder;
+use crate::machine::doors::Control;
 use crate::machine::safepoint::Safepoints;
+use crate::machine::snapshot::MachineState;
 
 /// What is due.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,9 +27,34 @@ pub struct Due {
     pub input: bool,
     /// Packets wait.
     pub packets: bool,
+    /// Requests to the disk have come to their end.
+    pub disk: bool,
+    /// Somebody wants the machine's state.
+    pub capture: bool,
+    /// The operator wants something done.
+    pub control: bool,
     /// The machine shall stop here.
     pub stop: bool,
 }
+
+impl Due {
+    fn anything(&self) -> bool {
+        self.tick || self.input || self.packets || self.disk || self.capture || self.control || self.stop
+    }
+}
+
+/// A machine's state, and what goes with it.
+pub struct Captured {
+    /// The machine's.
+    pub state: Box<MachineState>,
+    /// The log's: an encoder that would write the next entry.
+    pub position: Encoder,
+    /// What the guest's clock shows, nanoseconds since boot.
+    pub guest_clock_ns: u64,
+}
+
+/// Takes the state, on the vCPU thread: the guest stands still until it returns, and memory belongs to the state.
+pub type Capture = Box<dyn FnOnce(Captured) + Send>;
 
 #[derive(Default)]
 struct State {
@@ -35,6 +64,8 @@ struct State {
     /// The vCPU thread sleeps until something is due.
     idle: bool,
     ended: bool,
+    /// What the operator wants done, in order.
+    controls: VecDeque<Control>,
 }
 
 /// The meeting point of one machine.
@@ -57,6 +88,7 @@ pub struct World {
     /// How much of its time the guest has to give away, in per mille.
     slow_down_per_mille: AtomicU64,
     pace: Mutex<Pace>,
+    capture: Mutex<Option<Capture>>,
 }
 
 /// What the vCPU thread owes to the execution-lag control.
@@ -90,6 +122,7 @@ impl World {
             abandoned: AtomicBool::new(false),
             slow_down_per_mille: AtomicU64::new(0),
             pace: Mutex::new(Pace::default()),
+            capture: Mutex::new(None),
         });
         let timer = Arc::downgrade(&world);
         thread::Builder::new().name("timer".into()).spawn(move || run_timer(&timer)).expect("a thread for the timer");
@@ -163,6 +196,46 @@ impl World {
         }
     }
 
+    /// Requests to the disk have come to their end.
+    pub fn disk_done(&self) {
+        self.bring(|state| state.due.disk = true);
+    }
+
+    /// Has the machine hand out its state at its next instant. One at a time: a second one takes the place of the first.
+    pub fn request_capture(&self, capture: Capture) {
+        *self.capture.lock().expect("no thread panics while it holds this lock") = Some(capture);
+        self.bring(|state| state.due.capture = true);
+    }
+
+    /// vCPU thread: about to have the machine hand out its state.
+    pub fn about_to_capture(&self) {
+        self.state().due.capture = false;
+    }
+
+    /// vCPU thread: the next thing that the operator wants done.
+    pub fn take_control(&self) -> Option<Control> {
+        let mut state = self.state();
+        let control = state.controls.pop_front();
+        state.due.control = !state.controls.is_empty();
+        control
+    }
+
+    /// vCPU thread: here it is.
+    pub fn captured(&self, captured: Captured) {
+        let capture = self.capture.lock().expect("no thread panics while it holds this lock").take();
+        if let Some(capture) = capture {
+            capture(captured);
+        }
+    }
+
+    /// Asks for `control` at the machine's next instant.
+    pub fn control(&self, control: Control) {
+        self.bring(|state| {
+            state.due.control = true;
+            state.controls.push_back(control);
+        });
+    }
+
     /// Asks the machine to stop at its next instant.
     pub fn stop(&self) {
         self.bring(|state| state.due.stop = true);
@@ -197,7 +270,7 @@ impl World {
         if !due.stop {
             state.due.tick = false;
         }
-        self.anything.store(state.due.input || state.due.packets || state.due.stop, SeqCst);
+        self.anything.store(state.due.anything(), SeqCst);
         due
     }
 
@@ -228,11 +301,23 @@ impl World {
         let mut state = self.state();
         let nothing = |state: &mut State| {
             let due = state.due;
-            !(due.tick || due.stop || due.input && input_room || due.packets && packet_room)
+            let urgent = due.tick || due.stop || due.disk || due.capture || due.control;
+            !(urgent || due.input && input_room || due.packets && packet_room)
         };
         state.idle = true;
         state = self.woken.wait_while(state, nothing).expect("no thread panics while it holds this lock");
         state.idle = false;
+    }
+
+    /// vCPU thread: about to look for disk completions. Before the look, as with input.
+    pub fn looking_for_disk(&self) {
+        self.state().due.disk = false;
+    }
+
+    /// vCPU thread: there were disk completions, and there may be more.
+    pub fn disk_may_remain(&self) {
+        self.state().due.disk = true;
+        self.anything.store(true, SeqCst);
     }
 
     /// How much of its time the guest has to give away, in per mille (0–900): the execution-lag control's lever.

@@ -53,7 +53,16 @@ pub struct Ran<L> {
 /// The boot of an application of the built-in guest.
 pub fn boot(application: &str, arguments: &str) -> anyhow::Result<Boot> {
     let arguments = arguments.split_whitespace().map(str::to_owned).collect();
-    MachineArgs { guest: application.into(), memory: 64, name: "bench".into(), net: None, pcap: None, arguments }.boot()
+    MachineArgs {
+        guest: application.into(),
+        memory: 64,
+        name: "bench".into(),
+        net: None,
+        pcap: None,
+        disk: None,
+        arguments,
+    }
+    .boot(&None)
 }
 
 /// Runs the guest to its end, or stops it after `limit`; every 20 ms `watch` may give it up.

@@ -4,6 +4,7 @@ use crate::log::describe::{Kind, describe, host_name_part};
 use crate::log::entry::{Body, Entry};
 use crate::log::file::{Ending, LogError, LogReader};
 use crate::log::summary::{Basis, Rate, Summary, Traffic};
+use crate::machine::blocks::{Completion, Outcome};
 use crate::machine::digest::{Digest, REGISTER_NAMES};
 use crate::machine::doors::EndReason;
 use crate::machine::snapshot::{Boot, NicConfig};
@@ -138,6 +139,18 @@ fn incomplete(entries: u64, cut_bytes: u64) -> String {
     format!("it was not closed, and ends after {entries} entries{cut}")
 }
 
+fn completion_json(completion: &Completion) -> Value {
+    let id = completion.id;
+    match &completion.outcome {
+        Outcome::Done => json!({ "id": id, "outcome": "done" }),
+        Outcome::Failed => json!({ "id": id, "outcome": "failed" }),
+        Outcome::Read(bytes) => json!({ "id": id, "outcome": "read", "bytes": hex_string(bytes) }),
+        Outcome::ReadElsewhere { bytes, check } => {
+            json!({ "id": id, "outcome": "read_elsewhere", "length": bytes, "check": hex(*check) })
+        }
+    }
+}
+
 fn entry_json(number: u64, entry: &Entry) -> Value {
     let mut object = Map::new();
     object.insert("entry".into(), number.into());
@@ -161,6 +174,13 @@ fn entry_json(number: u64, entry: &Entry) -> Value {
         Body::Sent { packets, bytes, check } => {
             json!({ "packets": packets, "bytes": bytes, "check": format!("{check:08x}") })
         }
+        Body::Asked { requests, bytes, check } => {
+            json!({ "requests": requests, "bytes": bytes, "check": format!("{check:08x}") })
+        }
+        Body::Disk(completions) => {
+            json!({ "completions": completions.iter().map(completion_json).collect::<Vec<_>>() })
+        }
+        Body::Control(control) => json!({ "operation": format!("{control:?}").to_lowercase() }),
         Body::HostName(word) => json!({ "part": host_name_part(*word).escape_ascii().to_string() }),
         Body::Digest(digest) => digest_json(digest),
         Body::End(reason) => match reason {
@@ -354,7 +374,16 @@ mod tests {
         let net = Some(NicConfig { mac: [0x52, 0x54, 0, 1, 2, 0xff], mtu: 1500, offloads: false });
         let mut packets = Packets::new();
         assert!(packets.push_frame(&[0; HEADER], b"ABCDEFGHIJKLMN"));
-        let boot = Boot { name, memory_bytes: 64 << 20, command_line, boot_time_ns: 0, net, cpuid: Vec::new(), image };
+        let boot = Boot {
+            name,
+            memory_bytes: 64 << 20,
+            command_line,
+            boot_time_ns: 0,
+            net,
+            disk: None,
+            cpuid: Vec::new(),
+            image,
+        };
         let input = ConsoleInput { session: 0xbeef, offset: 0, bytes: b"q\x1b\n".to_vec() };
         let digest = Digest {
             memory: 1,

@@ -44,6 +44,9 @@ impl<W: io::Write> Extract<W> {
             | Body::Output { .. }
             | Body::Sent { .. }
             | Body::HostName(_)
+            | Body::Asked { .. }
+            | Body::Disk(_)
+            | Body::Control(_)
             | Body::Digest(_)
             | Body::End(_) => {}
         }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 
 use crate::backends::clock::wall_clock_ns;
+use crate::disk::port::DiskPort;
+use crate::disk::spec::DiskSpec;
 use crate::guest;
 use crate::machine::snapshot::Boot;
 use crate::machine::{boot, cpuid, memory, vcpu};
@@ -33,14 +35,18 @@ pub struct MachineArgs {
     /// Keep what the guest's network card sends and receives here in this file, for Wireshark (pcap)
     #[arg(long, value_name = "FILE", requires = "net")]
     pub pcap: Option<PathBuf>,
+    /// A disk for the guest: an image file, then if you like `mode=shared` (one image that both hosts reach) or `mode=separate` (each host
+    /// has its own), `reads=backup` (the backup reads by itself what the guest reads)
+    #[arg(long, value_name = "SPEC")]
+    pub disk: Option<DiskSpec>,
     /// Arguments for the guest (after `--`), put on its kernel command line; `hz=1000` sets its timer
     #[arg(last = true, value_name = "ARG")]
     pub arguments: Vec<String>,
 }
 
 impl MachineArgs {
-    /// The boot that these options describe, on this host's CPU.
-    pub fn boot(&self) -> anyhow::Result<Boot> {
+    /// The boot that these options describe, on this host's CPU, of a machine with this disk.
+    pub fn boot(&self, disk: &Option<Arc<DiskPort>>) -> anyhow::Result<Boot> {
         let host = vcpu::host_cpuid()?;
         let addresses = self.net.as_ref().map(NetSpec::arguments).unwrap_or_default();
         let arguments = self.arguments.join(" ") + &addresses;
@@ -61,6 +67,7 @@ impl MachineArgs {
             command_line,
             boot_time_ns: wall_clock_ns(),
             net: self.net.as_ref().map(|net| net.card(&self.name)),
+            disk: disk.as_ref().map(|disk| disk.config()),
             cpuid: cpuid::template(&host),
             image,
         };
@@ -97,6 +104,11 @@ impl MachineArgs {
         }
         std::fs::read(&path).with_context(|| format!("cannot read the guest image {}", path.display()))
     }
+}
+
+/// Opens a disk's image.
+pub fn open_disk(disk: &Option<DiskSpec>) -> anyhow::Result<Option<Arc<DiskPort>>> {
+    disk.as_ref().map(DiskPort::open).transpose().context("no disk for the guest (--disk)")
 }
 
 /// Plugs a card in, and begins the capture `pcap` if there shall be one.

@@ -7,14 +7,18 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 
-use super::machine_args::{MachineArgs, plug_in};
+use super::machine_args::{MachineArgs, open_disk, plug_in};
 use crate::arbiter;
 use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
+use crate::disk::port::DiskPort;
+use crate::disk::spec::DiskSpec;
 use crate::host::board::Board;
+use crate::host::outlets::Outlets;
 use crate::host::{Keeping, Outcome, Site, backup, primary};
 use crate::machine::{cpuid, vcpu};
+use crate::net::port::Port;
 use crate::net::spec::NetSpec;
 use crate::replication::{Identity, Settings, StopReason};
 
@@ -89,6 +93,9 @@ pub struct BackupArgs {
     /// Keep what the guest's network card sends and receives here, once this side is live, in this file, for Wireshark (pcap)
     #[arg(long, value_name = "FILE", requires = "net")]
     pcap: Option<PathBuf>,
+    /// The guest's disk on this host, as on the primary: the same image, or this host's own
+    #[arg(long, value_name = "SPEC")]
+    disk: Option<DiskSpec>,
     /// The primary's logging channel
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
     primary: String,
@@ -107,8 +114,8 @@ impl PairArgs {
         vm: &str,
         cpu: &cpuid::CpuKind,
         settings: Settings,
-        net: &Option<NetSpec>,
-        pcap: &Option<PathBuf>,
+        network: Option<Arc<Port>>,
+        disk: Option<Arc<DiskPort>>,
     ) -> anyhow::Result<(Site, TcpListener)> {
         if !arbiter::is_name(vm) || vm.contains('/') {
             bail!("the VM's name must be 1 to {} bytes long, without `/`", arbiter::MAX_NAME);
@@ -120,7 +127,6 @@ impl PairArgs {
         let me = Identity::new(vm, getrandom::u64()?, &host, &cpu.to_string())?;
         let arbiter = arbiter::register::RegisterFile::open(&self.arbiter)
             .with_context(|| format!("{} cannot serve as arbiter (--arbiter)", self.arbiter.display()))?;
-        let network = plug_in(net, pcap)?;
         let control = listen(&self.control, "--control", "the console").await?;
         let hub = Arc::new(Hub::new(vm, &host, HISTORY_BYTES));
         hub.set_peer(self.peer_control.clone());
@@ -130,7 +136,8 @@ impl PairArgs {
             file: self.log.clone(),
             limit_bytes: self.log_limit.saturating_mul(1 << 20),
         };
-        Ok((Site { me, settings, keeping, hub, board, network, arbiter: Arc::new(arbiter) }, control))
+        let outlets = Outlets { hub, network, disk };
+        Ok((Site { me, settings, keeping, outlets, board, arbiter: Arc::new(arbiter) }, control))
     }
 }
 
@@ -187,11 +194,11 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
     if !Settings::times_are_sane(settings.heartbeat_ns, settings.timeout_ns) {
         bail!("--timeout must be at least twice --heartbeat, and both above 0");
     }
-    let boot = args.machine.boot()?;
+    let disk = open_disk(&args.machine.disk)?;
+    let boot = args.machine.boot(&disk)?;
     channel_runtime()?.block_on(async {
         let cpu = cpuid::CpuKind::of(&boot.cpuid);
-        let (site, control) =
-            args.pair.site(&args.machine.name, &cpu, settings, &args.machine.net, &args.machine.pcap).await?;
+        let (site, control) = args.pair.site(&args.machine.name, &cpu, settings, args.machine.port()?, disk).await?;
         let channel = listen(&args.channel, "--channel", "the backup").await?;
         eprintln!(
             "lockstep: primary of `{}`; logging channel {}, console {}",
@@ -199,7 +206,7 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
             channel.local_addr()?,
             control.local_addr()?
         );
-        let (hub, board) = (site.hub.clone(), site.board.clone());
+        let (hub, board) = (site.outlets.hub.clone(), site.board.clone());
         let machine = primary::run(site, boot, channel);
         let outcome = serve(control, hub, board, machine).await??;
         say(&outcome);
@@ -216,7 +223,10 @@ pub(super) fn scratch_log(vm: &str, process: u32) -> PathBuf {
 pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
     channel_runtime()?.block_on(async {
-        let (mut site, control) = args.pair.site(&args.name, &cpu, Settings::default(), &args.net, &args.pcap).await?;
+        let (mut site, control) = args
+            .pair
+            .site(&args.name, &cpu, Settings::default(), plug_in(&args.net, &args.pcap)?, open_disk(&args.disk)?)
+            .await?;
         // A divergence is worth nothing without the log that shows it. Whoever names no file gets one for that case alone.
         let scratch = scratch_log(&args.name, std::process::id());
         let asked_for = site.keeping.file.is_some();
@@ -227,7 +237,7 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
             args.primary,
             control.local_addr()?
         );
-        let (hub, board) = (site.hub.clone(), site.board.clone());
+        let (hub, board) = (site.outlets.hub.clone(), site.board.clone());
         let machine = backup::run(site, args.primary);
         let end = serve(control, hub, board, machine).await?;
         let diverged = end.as_ref().is_ok_and(|end| end.divergence.is_some());

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::net::TcpListener;
 
-use super::machine_args::MachineArgs;
+use super::machine_args::{MachineArgs, open_disk};
 use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
+use crate::disk::port::DiskPort;
 use crate::doors::live::{Log, NoLog};
 use crate::guest;
 use crate::host::board::Board;
 use crate::host::file_log::FileLog;
+use crate::host::outlets::Outlets;
 use crate::host::solo::{self, SoloEnd};
 use crate::log::file::LogWriter;
 use crate::machine::doors::EndReason;
@@ -67,19 +69,21 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let boot = args.machine.boot()?;
+    let disk = open_disk(&args.machine.disk)?;
+    let boot = args.machine.boot(&disk)?;
     let machine = Machine::new(&boot, Tracking::Off)?;
-    let end = with_console(machine, || Ok(NoLog), u64::MAX, &args.machine, &args.console)?;
+    let end = with_console(machine, || Ok(NoLog), u64::MAX, disk, &args.machine, &args.console)?;
     Ok(status(&end.reason))
 }
 
 /// `lockstep record`.
 pub fn record(args: RecordArgs) -> anyhow::Result<ExitCode> {
-    let boot = args.machine.boot()?;
+    let disk = open_disk(&args.machine.disk)?;
+    let boot = args.machine.boot(&disk)?;
     let machine = Machine::new(&boot, Tracking::On)?;
     let log = || Ok(FileLog::new(LogWriter::create(&args.log, &boot)?));
     let every = args.digest_interval.saturating_mul(1_000_000);
-    let mut end = with_console(machine, log, every, &args.machine, &args.console)?;
+    let mut end = with_console(machine, log, every, disk, &args.machine, &args.console)?;
     let entries = end.log.close()?;
     eprintln!("lockstep: recorded {entries} entries, up to instant {}, in {}", end.at, args.log.display());
     Ok(status(&end.reason))
@@ -93,6 +97,7 @@ fn with_console<L: Log + Send + 'static>(
     machine: Machine,
     log: impl FnOnce() -> anyhow::Result<L>,
     digest_every_ns: u64,
+    disk: Option<Arc<DiskPort>>,
     args: &MachineArgs,
     choice: &ConsoleChoice,
 ) -> anyhow::Result<SoloEnd<L>> {
@@ -126,7 +131,7 @@ fn with_console<L: Log + Send + 'static>(
                 result
             })
         });
-        let end = solo::run(machine, log, digest_every_ns, hub, network, board).await;
+        let end = solo::run(machine, log, digest_every_ns, Outlets { hub, network, disk }, board).await;
         interrupts.abort();
         drop(over);
         let _ = serve.await;

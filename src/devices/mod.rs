@@ -13,11 +13,12 @@ use lockstep_abi::virtio::{FIRST_IRQ, MMIO_STRIDE, NET_SLOT};
 use lockstep_abi::{irq, port};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::machine::blocks::{Completions, Requests};
 use crate::machine::doors::{Halt, Inputs};
 use crate::machine::instant::Instant;
 use crate::machine::memory::Memory;
 use crate::machine::packets::{Offloads, Packets};
-use crate::machine::snapshot::NicConfig;
+use crate::machine::snapshot::{DiskConfig, NicConfig};
 
 /// All devices of the machine, and the address decoding in front of them.
 pub struct Devices {
@@ -71,8 +72,8 @@ fn decode(at: u16) -> Port {
 }
 
 impl Devices {
-    /// Devices as after power-on, of a machine that booted at `boot_time_ns` since 1970 UTC and has the network card `net`.
-    pub fn new(boot_time_ns: u64, net: Option<NicConfig>) -> Self {
+    /// Devices as after power-on, of a machine that booted at `boot_time_ns` since 1970 UTC and has the network card `net` and the disk `disk`.
+    pub fn new(boot_time_ns: u64, net: Option<NicConfig>, _disk: Option<DiskConfig>) -> Self {
         Devices {
             pic: pic::Pic::default(),
             pit: pit::Pit::default(),
@@ -184,6 +185,12 @@ impl Devices {
         }
         self.carry_edges();
     }
+
+    /// Takes what the guest asks of its disk.
+    pub fn take_requests(&mut self, _memory: &Memory, _requests: &mut Requests) {}
+
+    /// Requests to the disk came to their end.
+    pub fn complete_requests(&mut self, _memory: &Memory, _completions: Completions) {}
 
     /// The state of all devices.
     pub fn state(&self) -> DevicesState {

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use super::Behind;
 use crate::backends::entropy;
-use crate::backends::world::World;
+use crate::backends::world::{Captured, World};
+use crate::log::codec::Encoder;
 use crate::log::entry::{Body, Entry, output_check};
+use crate::machine::blocks::{Completion, Completions, Outcome, Requests};
 use crate::machine::digest::Digest;
 use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
 use crate::machine::packets::{Offloads, Packets};
+use crate::machine::snapshot::MachineState;
 
 /// Where a live machine's entries go.
 pub trait Log {
@@ -18,6 +21,8 @@ pub trait Log {
     const DIGESTS: bool;
     /// Appends an entry and returns its number. May block while the log is full.
     fn append(&mut self, entry: &Entry) -> Result<u64, Halt>;
+    /// Where this log stands: an encoder that would write the next entry.
+    fn position(&self) -> Encoder;
 }
 
 /// No log: an unprotected, unrecorded run.
@@ -28,6 +33,10 @@ impl Log for NoLog {
 
     fn append(&mut self, _: &Entry) -> Result<u64, Halt> {
         Ok(0)
+    }
+
+    fn position(&self) -> Encoder {
+        Encoder::new()
     }
 }
 
@@ -59,6 +68,17 @@ impl<L: Log> LiveDoor<L> {
         self.log.append(&Entry { at, body })
     }
 
+    /// Logs what has become of disk requests, and hands it on.
+    fn disk_completions(&mut self, at: Instant, completions: Completions) -> Result<Event, Halt> {
+        let mut logged = completions.clone();
+        if self.behind.disk.backup_reads() {
+            logged.iter_mut().for_each(leave_to_the_backup);
+        }
+        let entry = self.log(at, Body::Disk(logged))?;
+        self.behind.disk.completed(entry, &completions);
+        Ok(Event::Disk(completions))
+    }
+
     /// A tick is where the timer thread has already stopped the guest: the cheapest place for a digest.
     fn schedule_digest(&mut self) {
         let now = self.world.now_ns();
@@ -66,6 +86,14 @@ impl<L: Log> LiveDoor<L> {
             self.last_digest_ns = now;
             self.digest_due = true;
         }
+    }
+}
+
+/// Puts a check in the place of what was read.
+fn leave_to_the_backup(completion: &mut Completion) {
+    if let Outcome::Read(bytes) = &completion.outcome {
+        let check = xxhash_rust::xxh3::xxh3_64(bytes);
+        completion.outcome = Outcome::ReadElsewhere { bytes: bytes.len() as u32, check };
     }
 }
 
@@ -132,6 +160,24 @@ impl<L: Log> Inputs for LiveDoor<L> {
                 }
                 continue;
             }
+            if due.disk {
+                self.world.looking_for_disk();
+                if let Some(completions) = self.behind.disk.take() {
+                    self.world.disk_may_remain();
+                    return self.disk_completions(at, completions).map(Some);
+                }
+                continue;
+            }
+            if due.capture {
+                self.world.about_to_capture();
+                return Ok(Some(Event::Capture));
+            }
+            if due.control
+                && let Some(control) = self.world.take_control()
+            {
+                self.log(at, Body::Control(control))?;
+                return Ok(Some(Event::Control(control)));
+            }
             if !ready.idle {
                 return Ok(None);
             }
@@ -155,6 +201,18 @@ impl<L: Log> Outputs for LiveDoor<L> {
         let body = Body::sent(packets);
         let entry = self.log(at, body)?;
         self.behind.network.sent(entry, std::mem::take(packets));
+        Ok(())
+    }
+
+    fn disk(&mut self, at: Instant, requests: &mut Requests) -> Result<(), Halt> {
+        let entry = self.log(at, Body::asked(requests))?;
+        self.behind.disk.submit(entry, std::mem::take(requests));
+        Ok(())
+    }
+
+    fn captured(&mut self, _: Instant, state: Box<MachineState>) -> Result<(), Halt> {
+        let position = self.log.position();
+        self.world.captured(Captured { state, position, guest_clock_ns: self.world.guest_ns() });
         Ok(())
     }
 

@@ -5,6 +5,7 @@ pub mod live;
 pub mod replay;
 pub mod takeover;
 
+use crate::machine::blocks::{Completion, Completions, Outcome, Requests};
 use crate::machine::doors::{ConsoleInput, EndReason};
 use crate::machine::packets::{Offloads, Packets};
 
@@ -49,6 +50,61 @@ impl Network for NoNetwork {
     fn replayed_sent(&self, _: u64, _: &Packets) {}
 }
 
+/// The disk behind the doors. Called on the vCPU thread.
+pub trait Disk: Send + Sync {
+    /// The live guest asks for `requests`, logged as `entry`. Those that change an image which both hosts reach are carried out when
+    /// that entry is safe. The order in which overlapping requests were asked for is kept.
+    fn submit(&self, entry: u64, requests: Requests);
+    /// What has come to its end, in any order; never an empty batch. Every read has its bytes.
+    fn take(&self) -> Option<Completions>;
+    /// Whether the backup reads by itself what this side has read: the log then carries a check instead of the bytes.
+    fn backup_reads(&self) -> bool {
+        false
+    }
+    /// These completions were given to the live guest, logged as `entry`.
+    fn completed(&self, _entry: u64, _completions: &Completions) {}
+    /// The replayed guest asks for `requests`, which are `entry` in the log.
+    fn replayed(&self, entry: u64, requests: &mut Requests);
+    /// The log, at `entry`, says that these requests have come to their end. Bytes that the log left to this side are filled in, which may
+    /// take a while.
+    fn replayed_completed(&self, entry: u64, completions: &mut Completions) -> Result<(), DiskReplayError>;
+}
+
+/// Why a replay cannot go on with what the log says of the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskReplayError {
+    /// The log leaves reads to whoever replays it, and there is no disk here.
+    #[error("the log has left what was read from the disk to the backup, and there is no such disk here")]
+    NoDisk,
+    /// This side reads something else than the primary has read.
+    #[error("this host reads other bytes from the disk than the primary did (request {0})")]
+    OtherBytes(u64),
+    /// This side cannot read.
+    #[error("cannot read from the disk")]
+    Read(#[source] std::io::Error),
+    /// The log speaks of a request that was not made.
+    #[error("the log says that disk request {0} has come to its end, which was not made")]
+    NoSuchRequest(u64),
+}
+
+/// The disk of a machine that has none, or of a replay out of a file that carries all that was read.
+pub struct NoDisk;
+
+impl Disk for NoDisk {
+    fn submit(&self, _: u64, _: Requests) {}
+
+    fn take(&self) -> Option<Completions> {
+        None
+    }
+
+    fn replayed(&self, _: u64, _: &mut Requests) {}
+
+    fn replayed_completed(&self, _: u64, completions: &mut Completions) -> Result<(), DiskReplayError> {
+        let elsewhere = |completion: &Completion| matches!(completion.outcome, Outcome::ReadElsewhere { .. });
+        if completions.iter().any(elsewhere) { Err(DiskReplayError::NoDisk) } else { Ok(()) }
+    }
+}
+
 /// What stands behind the doors.
 #[derive(Clone)]
 pub struct Behind {
@@ -56,12 +112,14 @@ pub struct Behind {
     pub console: std::sync::Arc<dyn Console>,
     /// The network.
     pub network: std::sync::Arc<dyn Network>,
+    /// The disk.
+    pub disk: std::sync::Arc<dyn Disk>,
 }
 
 impl Behind {
-    /// A console and no network.
+    /// A console, no network and no disk.
     pub fn console(console: std::sync::Arc<dyn Console>) -> Self {
-        Behind { console, network: std::sync::Arc::new(NoNetwork) }
+        Behind { console, network: std::sync::Arc::new(NoNetwork), disk: std::sync::Arc::new(NoDisk) }
     }
 }
 

@@ -1,13 +1,15 @@
 //! A log at the doors: every answer and every event comes out of it, and everything the machine does is held against it.
 
-use super::Behind;
+use super::{Behind, DiskReplayError};
 use crate::log::describe::describe;
 use crate::log::entry::{Body, Entry, output_check};
+use crate::machine::blocks::Requests;
 use crate::machine::digest::Digest;
 use crate::machine::divergence::{Difference, Divergence};
 use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
 use crate::machine::packets::Packets;
+use crate::machine::snapshot::MachineState;
 
 /// What a source of entries knows to come next.
 #[derive(Debug)]
@@ -76,6 +78,22 @@ impl<S: Source> ReplayDoor<S> {
         })
     }
 
+    /// Delivers the disk completions that are the next entry, with the bytes that the log may have left to this side.
+    fn disk_completions(&mut self, at: Instant, number: u64) -> Result<Option<Event>, Halt> {
+        let Some(Body::Disk(mut completions)) = self.source.take().map(|entry| entry.body) else { return Ok(None) };
+        self.tally.events += 1;
+        self.behind.disk.replayed_completed(number, &mut completions).map_err(|error| match error {
+            DiskReplayError::OtherBytes(_) | DiskReplayError::NoSuchRequest(_) => {
+                let difference = Difference::Kind { logged: error.to_string(), found: "the disk's own answer".into() };
+                Halt::Diverged(Box::new(Divergence { entry: number, at, difference }))
+            }
+            DiskReplayError::NoDisk | DiskReplayError::Read(_) => {
+                Halt::Failed { what: "replay a disk read", source: Box::new(error) }
+            }
+        })?;
+        Ok(Some(Event::Disk(completions)))
+    }
+
     /// Takes the next entry for something that the machine does at `at`; `pick` says whether it is that.
     fn meet<T>(
         &mut self,
@@ -141,6 +159,8 @@ impl<S: Source> Inputs for ReplayDoor<S> {
         }
         let event = match &entry.body {
             Body::Tick => Event::Tick,
+            Body::Control(control) => Event::Control(*control),
+            Body::Disk(_) => return self.disk_completions(at, number),
             Body::Console(input) => Event::Console(input.clone()),
             Body::Packets(_) => return self.packets(),
             // These two stay in the log until the machine has done what they say.
@@ -151,6 +171,7 @@ impl<S: Source> Inputs for ReplayDoor<S> {
             | Body::HostName(_)
             | Body::Output { .. }
             | Body::Sent { .. }
+            | Body::Asked { .. }
             | Body::End(_) => {
                 return Err(diverged(number, at, entry, "the guest did nothing of the kind".into()));
             }
@@ -183,6 +204,18 @@ impl<S: Source> Outputs for ReplayDoor<S> {
         self.tally.outputs += 1;
         self.behind.network.replayed_sent(number, packets);
         Ok(())
+    }
+
+    fn disk(&mut self, at: Instant, requests: &mut Requests) -> Result<(), Halt> {
+        let own = Body::asked(requests);
+        let (number, ()) = self.meet(at, || describe(&own), |body| (*body == own).then_some(()))?;
+        self.tally.outputs += 1;
+        self.behind.disk.replayed(number, requests);
+        Ok(())
+    }
+
+    fn captured(&mut self, _: Instant, _: Box<MachineState>) -> Result<(), Halt> {
+        unreachable!("a log asks for no capture")
     }
 
     fn digest(&mut self, at: Instant, digest: Digest) -> Result<(), Halt> {

@@ -2,10 +2,12 @@
 
 use super::live::{LiveDoor, Log};
 use super::replay::{ReplayDoor, Source};
+use crate::machine::blocks::Requests;
 use crate::machine::digest::Digest;
 use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
 use crate::machine::packets::Packets;
+use crate::machine::snapshot::MachineState;
 
 /// Who stands at the doors now.
 enum Who<S, L> {
@@ -36,6 +38,26 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
         };
         self.who = Who::World(go_live(replay, at)?);
         Ok(())
+    }
+
+    /// [`ask`](Self::ask) for an output that the door may take out of the machine's hands.
+    fn hand_out<T>(
+        &mut self,
+        at: Instant,
+        output: &mut T,
+        log: impl Fn(&mut ReplayDoor<S>, Instant, &mut T) -> Result<(), Halt>,
+        world: impl Fn(&mut LiveDoor<L>, Instant, &mut T) -> Result<(), Halt>,
+    ) -> Result<(), Halt> {
+        if let Who::Log(replay) = &mut self.who {
+            match log(replay, at, output) {
+                Err(Halt::EndOfLog(_)) => self.take_over(at)?,
+                answered => return answered,
+            }
+        }
+        match &mut self.who {
+            Who::World(live) => world(live, at, output),
+            Who::Log(_) | Who::Nobody => Err(Halt::EndOfLog(at)),
+        }
     }
 
     fn ask<T>(
@@ -93,14 +115,16 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
     }
 
     fn network(&mut self, at: Instant, packets: &mut Packets) -> Result<(), Halt> {
-        if let Who::Log(replay) = &mut self.who {
-            match replay.network(at, packets) {
-                Err(Halt::EndOfLog(_)) => self.take_over(at)?,
-                answered => return answered,
-            }
-        }
+        self.hand_out(at, packets, ReplayDoor::network, LiveDoor::network)
+    }
+
+    fn disk(&mut self, at: Instant, requests: &mut Requests) -> Result<(), Halt> {
+        self.hand_out(at, requests, ReplayDoor::disk, LiveDoor::disk)
+    }
+
+    fn captured(&mut self, at: Instant, state: Box<MachineState>) -> Result<(), Halt> {
         match &mut self.who {
-            Who::World(live) => live.network(at, packets),
+            Who::World(live) => live.captured(at, state),
             Who::Log(_) | Who::Nobody => Err(Halt::EndOfLog(at)),
         }
     }

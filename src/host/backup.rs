@@ -16,17 +16,17 @@ use replica::{ClockWord, Replica};
 use super::board::{Board, Rate};
 use super::channel::{ChannelError, Connection, Received, arrived};
 use super::outgoing::{Batch, Outgoing};
+use super::outlets::Outlets;
 use super::referee::Referee;
 use super::{HostError, Keeping, Outcome, Site, system};
 use crate::backends::clock::boot_clock_ns;
-use crate::console::hub::{Hub, Protection};
+use crate::console::hub::Protection;
 use crate::console::status::{GuestState, Role};
 use crate::log::boot::decode_boot;
 use crate::log::codec::Encoder;
 use crate::log::entry::Entry;
 use crate::machine::divergence::Divergence;
 use crate::machine::doors::{EndReason, Halt};
-use crate::net::port::Port;
 use crate::replication::StopReason;
 use crate::replication::backup::{Action, Backup, Input, State};
 use crate::replication::election::Answer;
@@ -68,8 +68,7 @@ struct Driver {
     batch: Batch,
     replica: Option<Replica>,
     keeping: Keeping,
-    hub: Arc<Hub>,
-    network: Option<Arc<Port>>,
+    outlets: Outlets,
     board: Arc<Board>,
     referee: Referee,
     host_name: String,
@@ -93,7 +92,7 @@ pub struct BackupEnd {
 
 /// Runs a backup of the machine whose primary listens at `primary`, until it is over: here, or there.
 pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
-    let Site { me, settings, keeping, hub, board, network, arbiter } = site;
+    let Site { me, settings, keeping, outlets, board, arbiter } = site;
     let mut driver = Driver {
         protocol: Backup::new(me.clone(), settings),
         actions: Vec::with_capacity(16),
@@ -106,8 +105,7 @@ pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
         batch: Batch::default(),
         replica: None,
         keeping,
-        hub,
-        network: network.clone(),
+        outlets: outlets.clone(),
         board,
         host_name: me.host_name().into(),
         referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
@@ -117,7 +115,7 @@ pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
         rate: Rate::default(),
         heartbeats_sent: 0,
     };
-    let carrier = network.map(|port| tokio::spawn(port.run()));
+    let carrier = outlets.network.map(|port| tokio::spawn(port.run()));
     let result = driver.drive().await;
     let end = driver.finish(result).await;
     if let Some(carrier) = carrier {
@@ -262,7 +260,7 @@ impl Driver {
                 }
             }
             Action::Left { below } => {
-                if let Some(network) = &self.network {
+                if let Some(network) = &self.outlets.network {
                     network.left(below);
                 }
             }
@@ -277,10 +275,7 @@ impl Driver {
             }
             Action::Release { .. } => {
                 self.board.set_live(true);
-                self.hub.go_live(self.protocol.generation(), Protection::Unprotected);
-                if let Some(network) = &self.network {
-                    network.go_live(Protection::Unprotected);
-                }
+                self.outlets.go_live(self.protocol.generation(), Protection::Unprotected)?;
             }
             Action::StopGuest => {
                 if let Some((world, _)) = self.replica.as_ref().and_then(|r| r.live.get()) {
@@ -402,7 +397,7 @@ impl Driver {
         let heartbeats_sent = self.heartbeats_sent;
         let rate = self.rate.per_second();
         let (protocol, replica) = (&self.protocol, &self.replica);
-        let net = self.network.as_ref().map(|port| port.counters());
+        let net = self.outlets.network.as_ref().map(|port| port.counters());
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         self.board.update(|status| {
             status.state = protocol.state().name().into();
@@ -448,16 +443,13 @@ impl Driver {
             (Some(StopReason::Ended), Some(Replica { ended: Some(reason), live, .. })) => {
                 if live.get().is_none() {
                     // All it said may leave. A client whose primary dies at this very moment finds the rest, and the end, here.
-                    self.hub.ended(self.protocol.received().saturating_sub(1), reason);
-                    self.hub.go_live(self.protocol.generation(), Protection::Unprotected);
+                    self.outlets.hub.ended(self.protocol.received().saturating_sub(1), reason);
+                    self.outlets.hub.go_live(self.protocol.generation(), Protection::Unprotected);
                     tokio::time::sleep(LAST_WORDS).await;
                 }
             }
             _ => {
-                self.hub.not_live(Role::Retired);
-                if let Some(network) = &self.network {
-                    network.not_live();
-                }
+                self.outlets.not_live(Role::Retired);
                 self.board.set_live(false);
             }
         }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::doors::live::Log;
 use crate::doors::replay::{Next, Source};
+use crate::log::codec::Encoder;
 use crate::log::entry::{Body, Entry};
 use crate::log::file::{LogError, LogReader, LogWriter};
 use crate::machine::doors::Halt;
@@ -47,6 +48,10 @@ impl Log for FileLog {
             written(writer.flush().map(|()| number))?;
         }
         Ok(number)
+    }
+
+    fn position(&self) -> Encoder {
+        self.writer.as_ref().map_or_else(Encoder::new, |writer| writer.encoder().clone())
     }
 }
 

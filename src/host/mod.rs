@@ -13,6 +13,7 @@ pub mod file_log;
 pub mod incoming;
 pub mod keeper;
 pub mod outgoing;
+pub mod outlets;
 pub mod primary;
 pub mod referee;
 pub mod solo;
@@ -24,16 +25,13 @@ use std::time::Duration;
 
 use crate::arbiter::Arbiter;
 use crate::backends::clock::boot_clock_ns;
-use crate::backends::world::World;
-use crate::console::hub::Hub;
-use crate::doors::Behind;
+use crate::disk::DiskError;
 use crate::log::file::LogError;
 use crate::machine::MachineError;
 use crate::machine::doors::{EndReason, Halt};
-use crate::machine::snapshot::Boot;
-use crate::net::port::Port;
 use crate::replication::{Identity, Settings, StopReason};
 use board::Board;
+use outlets::Outlets;
 
 /// How one side of a pair came to its end.
 #[derive(Debug)]
@@ -70,6 +68,12 @@ pub enum HostError {
         "the guest's network card has offloads: plug it into a TAP device here, too, or start the primary with --net …,offload=off"
     )]
     NoOffloads,
+    /// The guest has a disk, and this host none for it.
+    #[error("the guest has a disk: say with --disk which image it has on this host")]
+    NoDisk,
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The boot that the log starts from is out of bounds.
     #[error("the guest cannot be sent to a backup")]
     Boot(#[from] crate::log::boot::BootError),
@@ -92,12 +96,10 @@ pub struct Site {
     pub settings: Settings,
     /// Digests and the copy of the log.
     pub keeping: Keeping,
-    /// The console.
-    pub hub: Arc<Hub>,
+    /// Console, network and disk.
+    pub outlets: Outlets,
     /// What `lockstep status` reads.
     pub board: Arc<Board>,
-    /// Where the guest's card is plugged in, if it has one.
-    pub network: Option<Arc<Port>>,
     /// Who may live.
     pub arbiter: Arc<dyn Arbiter>,
 }
@@ -123,28 +125,4 @@ async fn due(deadline_ns: Option<u64>) {
 
 pub(crate) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> HostError {
     move |source| HostError::System { what, source }
-}
-
-/// What stands behind the doors of a machine with this console and, maybe, this network.
-fn behind(hub: &Arc<Hub>, network: &Option<Arc<Port>>) -> Behind {
-    let mut behind = Behind::console(hub.clone());
-    if let Some(port) = network {
-        behind.network = port.clone();
-    }
-    behind
-}
-
-/// Has packets for the guest wake the machine in `world`.
-fn wake_for_packets(network: &Option<Arc<Port>>, world: &Arc<World>) {
-    if let Some(port) = network {
-        let (wake, remind) = (world.clone(), world.clone());
-        port.set_waker(Box::new(move || wake.packets_wait()), Box::new(move || remind.remind_of_packets()));
-    }
-}
-
-/// Tells the network the address of the machine's card.
-fn name_card(network: &Option<Arc<Port>>, boot: &Boot) {
-    if let (Some(port), Some(card)) = (network, boot.net) {
-        port.set_mac(card.mac);
-    }
 }

@@ -109,10 +109,15 @@ impl Outgoing {
 /// system call or two on either side.
 fn waits_for_more(body: &Body) -> bool {
     match body {
-        Body::Clock(_) | Body::Entropy(_) | Body::HostName(_) | Body::Packets(_) => true,
-        Body::Tick | Body::Console(_) | Body::Output { .. } | Body::Sent { .. } | Body::Digest(_) | Body::End(_) => {
-            false
-        }
+        Body::Clock(_) | Body::Entropy(_) | Body::HostName(_) | Body::Packets(_) | Body::Disk(_) => true,
+        Body::Tick
+        | Body::Console(_)
+        | Body::Output { .. }
+        | Body::Sent { .. }
+        | Body::Asked { .. }
+        | Body::Control(_)
+        | Body::Digest(_)
+        | Body::End(_) => false,
     }
 }
 
@@ -128,6 +133,10 @@ impl Log for OutgoingLog {
             self.0.ready.notify_one();
         }
         Ok(number)
+    }
+
+    fn position(&self) -> Encoder {
+        self.0.state().encoder.clone()
     }
 }
 

@@ -12,13 +12,14 @@ use super::board::{Board, Rate};
 use super::channel::{ChannelError, Connection, arrived};
 use super::keeper::Keeper;
 use super::outgoing::{Batch, Outgoing, OutgoingLog};
+use super::outlets::Outlets;
 use super::referee::Referee;
 use super::vcpu_thread::VcpuThread;
 use super::{HostError, Keeping, Outcome, Site, system};
 use crate::backends::clock::{boot_clock_ns, wall_clock_ns};
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
-use crate::console::hub::{Hub, Protection};
+use crate::console::hub::Protection;
 use crate::console::status::{GuestState, Role};
 use crate::doors::live::LiveDoor;
 use crate::log::boot::encode_boot;
@@ -28,7 +29,6 @@ use crate::machine::instant::Instant as GuestInstant;
 use crate::machine::safepoint::Safepoints;
 use crate::machine::snapshot::Boot;
 use crate::machine::{Machine, Tracking};
-use crate::net::port::Port;
 use crate::replication::StopReason;
 use crate::replication::election::Answer;
 use crate::replication::message::{Message, Refusal};
@@ -73,8 +73,7 @@ struct Driver {
     safepoints: Safepoints,
     /// The newest one that was told: an idle guest stands still, and nobody needs to hear that a thousand times a second.
     horizon: GuestInstant,
-    hub: Arc<Hub>,
-    network: Option<Arc<Port>>,
+    outlets: Outlets,
     board: Arc<Board>,
     referee: Referee,
     machine: Option<Machine>,
@@ -91,7 +90,7 @@ struct Driver {
 
 /// Runs a primary until its guest has ended or the protocol stops it.
 pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcome, HostError> {
-    let Site { me, settings, keeping, hub, board, network, arbiter } = site;
+    let Site { me, settings, keeping, outlets, board, arbiter } = site;
     let machine = Machine::new(&boot, Tracking::On)?;
     let safepoints = machine.safepoints();
     board.watch(safepoints.clone());
@@ -112,8 +111,7 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         world: world.clone(),
         safepoints,
         horizon: GuestInstant::BOOT,
-        hub: hub.clone(),
-        network: network.clone(),
+        outlets: outlets.clone(),
         board: board.clone(),
         referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
         machine: Some(machine),
@@ -126,10 +124,9 @@ pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcom
         heartbeats_sent: 0,
         alone: false,
     };
-    super::name_card(&network, &driver.boot);
-    super::wake_for_packets(&network, &world);
-    hub.set_input_waker(Box::new(move || world.input_waits()));
-    let carrier = network.map(|port| tokio::spawn(port.run()));
+    outlets.fit(&driver.boot)?;
+    outlets.wake(&world);
+    let carrier = outlets.network.map(|port| tokio::spawn(port.run()));
     let result = driver.drive(&listener, &mut vcpu).await;
     let outcome = driver.finish(result).await;
     if let Some(carrier) = carrier {
@@ -215,7 +212,7 @@ impl Driver {
     /// What the protocol has to know if the network has let more outputs go. The console is not asked: its clients count bytes, and find
     /// the rest on the other host.
     fn left(&self) -> Option<Input> {
-        let below = self.network.as_ref().map_or(u64::MAX, |port| port.left_below());
+        let below = self.outlets.network.as_ref().map_or(u64::MAX, |port| port.left_below());
         (below > self.protocol.left()).then_some(Input::Left { below })
     }
 
@@ -244,31 +241,13 @@ impl Driver {
                 }
             }
             Action::StartGuest => self.start_guest()?,
-            Action::Lease { until_ns } => {
-                if let Some(network) = &self.network {
-                    network.set_lease(until_ns);
-                }
-                self.hub.set_lease(until_ns);
-            }
+            Action::Lease { until_ns } => self.outlets.set_lease(until_ns),
             Action::Release { below: u64::MAX } => {
                 self.alone = true;
-                self.hub.set_protection(Protection::Unprotected);
-                if let Some(network) = &self.network {
-                    network.set_protection(Protection::Unprotected);
-                }
+                self.outlets.set_protection(Protection::Unprotected);
             }
-            Action::Release { below } => {
-                if let Some(network) = &self.network {
-                    network.release(below);
-                }
-                self.hub.release(below);
-            }
-            Action::Hold => {
-                if let Some(network) = &self.network {
-                    network.hold();
-                }
-                self.hub.hold();
-            }
+            Action::Release { below } => self.outlets.release(below),
+            Action::Hold => self.outlets.hold(),
             Action::Stall => self.outgoing.set_stalled(true),
             Action::Resume => self.outgoing.set_stalled(false),
             Action::SlowDown { per_mille } => self.world.set_slow_down(per_mille.into()),
@@ -308,13 +287,10 @@ impl Driver {
         let generation = self.protocol.generation();
         let protection =
             if *self.protocol.state() == State::Protected { Protection::HeldFrom(0) } else { Protection::Unprotected };
-        self.hub.go_live(generation, protection);
-        if let Some(network) = &self.network {
-            network.go_live(protection);
-        }
+        self.outlets.go_live(generation, protection)?;
         self.board.set_live(true);
         tracing::info!(generation, ?protection, "the guest starts");
-        let (world, behind) = (self.world.clone(), super::behind(&self.hub, &self.network));
+        let (world, behind) = (self.world.clone(), self.outlets.behind());
         let log = OutgoingLog(self.outgoing.clone());
         let (digest_every_ns, done) = (self.keeping.digest_every_ns, self.done.clone());
         self.thread = Some(
@@ -417,7 +393,7 @@ impl Driver {
         let (protocol, ended) = (&self.protocol, &self.ended);
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         let running = self.thread.is_some();
-        let net = self.network.as_ref().map(|port| port.counters());
+        let net = self.outlets.network.as_ref().map(|port| port.counters());
         self.board.update(|status| {
             status.state = protocol.state().name().into();
             status.role = match protocol.state() {
@@ -455,14 +431,14 @@ impl Driver {
     async fn finish(mut self, result: Result<(), HostError>) -> Result<Outcome, HostError> {
         let clean = self.ended.is_some() && matches!(self.stopped, Some(StopReason::Ended));
         // The console's clients may take the last words of a guest that has ended; its packets leave now.
-        if let Some(network) = &self.network {
+        if let Some(network) = &self.outlets.network {
             if clean && self.alone {
                 network.release(u64::MAX);
             }
             network.not_live();
         }
         if !clean {
-            self.hub.not_live(Role::Retired);
+            self.outlets.not_live(Role::Retired);
             self.board.set_live(false);
         }
         if result.is_err() {

@@ -6,17 +6,17 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::board::Board;
+use super::outlets::Outlets;
 use super::vcpu_thread::{self, VcpuThread};
 use super::{HostError, system};
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
-use crate::console::hub::{Hub, Protection};
+use crate::console::hub::Protection;
 use crate::console::status::{GuestState, Role};
 use crate::doors::live::{LiveDoor, Log};
 use crate::machine::Machine;
 use crate::machine::doors::{EndReason, Halt};
 use crate::machine::instant::Instant;
-use crate::net::port::Port;
 
 /// How long a guest has to reach an instant at which it can be stopped, after it was asked to stop.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -37,8 +37,7 @@ pub async fn run<L: Log + Send + 'static>(
     mut machine: Machine,
     log: L,
     digest_every_ns: u64,
-    hub: Arc<Hub>,
-    network: Option<Arc<Port>>,
+    outlets: Outlets,
     board: Arc<Board>,
 ) -> Result<SoloEnd<L>, HostError> {
     let safepoints = machine.safepoints();
@@ -46,15 +45,10 @@ pub async fn run<L: Log + Send + 'static>(
     world.set_host_name(
         &nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into()),
     );
-    let wake = world.clone();
-    super::wake_for_packets(&network, &world);
-    hub.set_input_waker(Box::new(move || wake.input_waits()));
+    outlets.wake(&world);
     board.watch(safepoints);
-    hub.go_live(0, Protection::Unprotected);
-    let carrier = network.clone().map(|port| {
-        port.go_live(Protection::Unprotected);
-        tokio::spawn(port.run())
-    });
+    outlets.go_live(0, Protection::Unprotected)?;
+    let carrier = outlets.network.clone().map(|port| tokio::spawn(port.run()));
     board.set_live(true);
     board.update(|status| {
         status.role = Role::Unprotected;
@@ -64,7 +58,7 @@ pub async fn run<L: Log + Send + 'static>(
     let (say, mut done) = mpsc::unbounded_channel();
     let thread = {
         let world = world.clone();
-        let behind = super::behind(&hub, &network);
+        let behind = outlets.behind();
         VcpuThread::spawn(move || {
             ordinary_this_thread();
             let mut door = LiveDoor::new(world, behind, log, digest_every_ns);
@@ -85,7 +79,7 @@ pub async fn run<L: Log + Send + 'static>(
                 refresh.reset_after(PATIENCE);
             }
             _ = refresh.tick() => {
-                if let Some(network) = &network {
+                if let Some(network) = &outlets.network {
                     board.update(|status| status.net = Some(network.counters()));
                 }
                 if stopping {
@@ -97,6 +91,9 @@ pub async fn run<L: Log + Send + 'static>(
         }
     };
     world.end();
+    if let Some(disk) = &outlets.disk {
+        disk.not_live();
+    }
     if let Some(carrier) = carrier {
         carrier.abort();
     }
@@ -117,7 +114,7 @@ pub async fn run<L: Log + Send + 'static>(
         status.guest = GuestState::Ended(why);
     });
     if reason.is_none() {
-        hub.not_live(Role::Retired);
+        outlets.hub.not_live(Role::Retired);
     }
     Ok(SoloEnd { reason, at, log })
 }

@@ -66,6 +66,7 @@ pub(crate) mod tests {
             command_line: "shell".into(),
             boot_time_ns: 1_700_000_000_000_000_000,
             net: None,
+            disk: None,
             cpuid: (0..100).map(leaf).collect(),
             image: (0..image_bytes).map(|i| i as u8).collect(),
         }

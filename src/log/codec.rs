@@ -13,10 +13,11 @@
 use super::bytes::{Bytes, Cut, Short, width};
 use super::entry::{Body, Entry};
 use crate::machine::digest::{Digest, PageCheck};
-use crate::machine::doors::{ConsoleInput, EndReason};
+use crate::machine::doors::{ConsoleInput, Control, EndReason};
 use crate::machine::instant::Instant;
 use crate::machine::packets::Packets;
 
+mod disk;
 mod packets;
 
 /// Why bytes are no entry, or an entry cannot follow those before it.
@@ -65,6 +66,15 @@ pub enum CodecError {
     /// Packets that were sent with this many bytes, headers included: fewer or more than so many packets have.
     #[error("{0} bytes are too few or too many for the packets that were sent")]
     SentBytes(u32),
+    /// A batch of this many disk requests or completions; there are 1 to [`MAX_COUNT`](crate::machine::blocks::MAX_COUNT).
+    #[error("{0} disk requests in one batch (1 to {max} are possible)", max = crate::machine::blocks::MAX_COUNT)]
+    RequestCount(u64),
+    /// A read of this many bytes, or with so many more than a batch of completions holds.
+    #[error("a disk read of {0} bytes is none, or has no room in its batch")]
+    ReadLength(u64),
+    /// No operator's doing has this number.
+    #[error("unknown control operation {0}")]
+    UnknownControl(u8),
     /// A digest that lists this many pages, more than [`Digest::MAX_PAGES`].
     #[error("a digest with {0} pages (at most {max})", max = Digest::MAX_PAGES)]
     PageCount(u64),
@@ -95,6 +105,8 @@ pub enum Field {
     PacketCount,
     PacketLength,
     PacketHeader,
+    Request,
+    ReadLength,
     Registers,
     Pages,
 }
@@ -111,6 +123,8 @@ impl std::fmt::Display for Field {
             Field::PacketCount => "the number of packets",
             Field::PacketLength => "the length of a packet",
             Field::PacketHeader => "the header of a packet",
+            Field::Request => "a disk request",
+            Field::ReadLength => "the length of a disk read",
             Field::Registers => "the register mask of a digest",
             Field::Pages => "the page list of a digest",
         })
@@ -129,6 +143,12 @@ const EXTENDED: u8 = 7;
 const PACKETS: u64 = 0;
 const SENT: u64 = 1;
 const HOST_NAME: u64 = 2;
+const ASKED: u64 = 3;
+const DISK: u64 = 4;
+const CONTROL: u64 = 5;
+
+/// The control operations, by the number that stands for each.
+const CONTROLS: [Control; 4] = [Control::Pause, Control::Resume, Control::Reset, Control::Switch];
 
 /// Exits delta of 2 to 255: one byte.
 const EXITS_BYTE: u8 = 2;
@@ -226,7 +246,12 @@ impl Encoder {
             Body::Output { .. } => OUTPUT,
             Body::Digest(_) => DIGEST,
             Body::End(_) => END,
-            Body::Packets(_) | Body::Sent { .. } | Body::HostName(_) => EXTENDED,
+            Body::Packets(_)
+            | Body::Sent { .. }
+            | Body::HostName(_)
+            | Body::Asked { .. }
+            | Body::Disk(_)
+            | Body::Control(_) => EXTENDED,
         };
         let mut short = Short::new();
         short.put((kind | exits_class << 3 | polls_class << 5).into(), 1);
@@ -270,6 +295,23 @@ impl Encoder {
             Body::HostName(word) => {
                 short.put(HOST_NAME, 1);
                 short.put(*word, 8);
+                out.extend_from_slice(short.bytes());
+            }
+            Body::Asked { requests, bytes, check } => {
+                disk::check_count((*requests).into())?;
+                short.put(ASKED, 1);
+                short.varint((*requests).into());
+                short.varint((*bytes).into());
+                short.put((*check).into(), 4);
+                out.extend_from_slice(short.bytes());
+            }
+            Body::Disk(completions) => {
+                short.put(DISK, 1);
+                disk::encode(completions, short, out)?;
+            }
+            Body::Control(control) => {
+                short.put(CONTROL, 1);
+                short.put(CONTROLS.iter().position(|known| known == control).expect("all are listed") as u64, 1);
                 out.extend_from_slice(short.bytes());
             }
             Body::Digest(digest) => self.encode_digest(digest, short, out)?,
@@ -410,6 +452,18 @@ impl Decoder {
                     Body::Sent { packets, bytes: length, check: bytes.take(4)? as u32 }
                 }
                 HOST_NAME => Body::HostName(bytes.take(8)?),
+                ASKED => {
+                    let requests = decode_u32(&mut bytes, Field::Request)?;
+                    disk::check_count(requests.into())?;
+                    let length = decode_u32(&mut bytes, Field::Request)?;
+                    Body::Asked { requests, bytes: length, check: bytes.take(4)? as u32 }
+                }
+                DISK => Body::Disk(disk::decode(&mut bytes)?),
+                CONTROL => {
+                    let number = bytes.take(1)? as u8;
+                    let control = CONTROLS.get(usize::from(number)).ok_or(CodecError::UnknownControl(number))?;
+                    Body::Control(*control)
+                }
                 other => return Err(CodecError::UnknownKind(other as u8)),
             },
             _ => Body::End(match bytes.take(1)? as u8 {
@@ -433,7 +487,10 @@ impl Decoder {
             | Body::Output { .. }
             | Body::Packets(_)
             | Body::Sent { .. }
-            | Body::HostName(_) => {}
+            | Body::HostName(_)
+            | Body::Asked { .. }
+            | Body::Disk(_)
+            | Body::Control(_) => {}
         }
         self.state.at = at;
         self.state.entries += 1;

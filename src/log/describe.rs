@@ -1,6 +1,7 @@
 //! One line of words for what an entry says, for `lockstep log` and for reports of a divergence.
 
 use super::entry::Body;
+use crate::machine::blocks::Outcome;
 use crate::machine::digest::REGISTER_NAMES;
 use std::fmt;
 
@@ -27,11 +28,17 @@ pub enum Kind {
     Sent,
     /// [`Body::HostName`].
     HostName,
+    /// [`Body::Asked`].
+    Asked,
+    /// [`Body::Disk`].
+    Disk,
+    /// [`Body::Control`].
+    Control,
 }
 
 impl Kind {
     /// All kinds, in the order in which the byte format numbers them.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Clock,
         Kind::Entropy,
         Kind::Tick,
@@ -42,6 +49,9 @@ impl Kind {
         Kind::Packets,
         Kind::Sent,
         Kind::HostName,
+        Kind::Asked,
+        Kind::Disk,
+        Kind::Control,
     ];
 
     /// The name under which `lockstep log` shows it.
@@ -55,6 +65,9 @@ impl Kind {
             Kind::Packets => "packets",
             Kind::Sent => "sent",
             Kind::HostName => "host",
+            Kind::Asked => "asked",
+            Kind::Disk => "disk",
+            Kind::Control => "control",
             Kind::Digest => "digest",
             Kind::End => "end",
         }
@@ -74,6 +87,9 @@ impl Body {
             Body::Packets(_) => Kind::Packets,
             Body::Sent { .. } => Kind::Sent,
             Body::HostName(_) => Kind::HostName,
+            Body::Asked { .. } => Kind::Asked,
+            Body::Disk(_) => Kind::Disk,
+            Body::Control(_) => Kind::Control,
             Body::Digest(_) => Kind::Digest,
             Body::End(_) => Kind::End,
         }
@@ -97,6 +113,16 @@ pub fn details(body: &Body) -> String {
         Body::Sent { packets, bytes, check } => {
             format!("{packets} packet{} {bytes} bytes check {check:08x}", plural(*packets))
         }
+        Body::Asked { requests, bytes, check } => {
+            format!("{requests} request{} {bytes} bytes to write check {check:08x}", plural(*requests))
+        }
+        Body::Disk(completions) => {
+            let failed = completions.iter().filter(|c| c.outcome == Outcome::Failed).count();
+            let read: usize = completions.iter().map(|c| read_bytes(&c.outcome)).sum();
+            let count = completions.len() as u32;
+            format!("{count} request{} done {failed} failed {read} bytes read", plural(count))
+        }
+        Body::Control(control) => format!("{control:?}").to_lowercase(),
         Body::HostName(word) => format!("\"{}\"", host_name_part(*word).escape_ascii()),
         Body::Digest(digest) => {
             let rip = REGISTER_NAMES.iter().zip(digest.registers).find(|(name, _)| **name == "rip");
@@ -104,6 +130,14 @@ pub fn details(body: &Body) -> String {
             format!("memory {:032x} rip {rip:#x} {pages} changed page{}", digest.memory, plural(pages as u32))
         }
         Body::End(reason) => reason.to_string(),
+    }
+}
+
+fn read_bytes(outcome: &Outcome) -> usize {
+    match outcome {
+        Outcome::Read(bytes) => bytes.len(),
+        Outcome::ReadElsewhere { bytes, .. } => *bytes as usize,
+        Outcome::Done | Outcome::Failed => 0,
     }
 }
 

@@ -228,6 +228,11 @@ impl<W: Write> LogWriter<W> {
         Ok(LogWriter { out: EncodedWriter::new(out, boot)?, encoder: Encoder::new(), encoded: Vec::new() })
     }
 
+    /// The encoder, as far as it has come.
+    pub fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
     /// Appends an entry and returns its number. It may stay in memory until [`flush`](Self::flush). An
     /// entry that is refused ([`LogError::Encode`]) leaves the log as it was.
     pub fn append(&mut self, entry: &Entry) -> Result<u64, LogError> {

@@ -15,7 +15,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Version of the frame header, of the entry format, and of all payloads.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The first four bytes of every frame, and so of every log file.
 pub const MAGIC: [u8; 4] = *b"lkst";
@@ -50,6 +50,16 @@ pub enum FrameKind {
     Diverged = 22,
     /// Channel: the sender leaves, and why.
     Goodbye = 23,
+    /// Channel and snapshots: the machine whose state follows (its boot).
+    Transfer = 24,
+    /// Channel and snapshots: pages of memory and pieces of the disk (see [`crate::transfer::chunk`]).
+    Chunk = 25,
+    /// Channel and snapshots: the rest of the state, as it is before entry `number`.
+    State = 26,
+    /// Channel: the log ends at `number`, and the other side shall go on.
+    Handover = 27,
+    /// Channel: the other side goes on, in generation `number`.
+    Took = 28,
 
     /// Control port: a console client asks for the guest's console.
     Attach = 32,
@@ -79,7 +89,7 @@ pub enum FrameKind {
 
 impl FrameKind {
     /// All kinds.
-    pub const ALL: [FrameKind; 23] = [
+    pub const ALL: [FrameKind; 28] = [
         FrameKind::Boot,
         FrameKind::Entries,
         FrameKind::Close,
@@ -91,6 +101,11 @@ impl FrameKind {
         FrameKind::Heartbeat,
         FrameKind::Diverged,
         FrameKind::Goodbye,
+        FrameKind::Transfer,
+        FrameKind::Chunk,
+        FrameKind::State,
+        FrameKind::Handover,
+        FrameKind::Took,
         FrameKind::Attach,
         FrameKind::Attached,
         FrameKind::Input,
@@ -108,8 +123,9 @@ impl FrameKind {
     /// The most bytes of payload that a frame of this kind may have.
     pub const fn max_payload(self) -> usize {
         match self {
-            FrameKind::Boot => 64 << 20,
-            FrameKind::Entries => 1 << 20,
+            FrameKind::Boot | FrameKind::Transfer => 64 << 20,
+            FrameKind::State => 16 << 20,
+            FrameKind::Entries | FrameKind::Chunk => 1 << 20,
             _ => 64 << 10,
         }
     }

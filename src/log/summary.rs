@@ -117,6 +117,9 @@ impl Summary {
             | Body::Console(_)
             | Body::Output { .. }
             | Body::HostName(_)
+            | Body::Asked { .. }
+            | Body::Disk(_)
+            | Body::Control(_)
             | Body::Digest(_)
             | Body::End(_) => {}
         }

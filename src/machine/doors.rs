@@ -10,9 +10,11 @@
 //!
 //! Going live is changing who stands at the doors of a machine that keeps running.
 
+use super::blocks::{Completions, Requests};
 use super::digest::Digest;
 use super::instant::Instant;
 use super::packets::{Offloads, Packets};
+use super::snapshot::MachineState;
 
 /// What can stop a machine at a door.
 #[derive(Debug, thiserror::Error)]
@@ -46,10 +48,29 @@ pub enum Event {
     Console(ConsoleInput),
     /// Packets reached the network card, at most as many as it has buffers for.
     Packets(Packets),
+    /// Requests to the disk have come to their end.
+    Disk(Completions),
+    /// The operator's doing.
+    Control(Control),
     /// Take a digest here (see [`Outputs::digest`]). The guest does not notice.
     Digest,
+    /// Hand out the machine's state here (see [`Outputs::captured`]). The guest does not notice, and no log says so.
+    Capture,
     /// Stop the machine here, on its owner's request.
     Stop,
+}
+
+/// What an operator does to a machine, on both sides of a pair at the same instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Control {
+    /// The guest stands still from here on. (To the machine, nothing: no event comes until [`Control::Resume`].)
+    Pause,
+    /// It goes on.
+    Resume,
+    /// The machine is as at its boot, and boots.
+    Reset,
+    /// The other host goes on from here. (To the machine, nothing.)
+    Switch,
 }
 
 /// A piece of one console client's keyboard stream. `session` and `offset` let whoever is live
@@ -120,6 +141,10 @@ pub trait Outputs {
     fn console(&mut self, at: Instant, bytes: &[u8]) -> Result<(), Halt>;
     /// The guest sent `packets` at `at`; never none. The door may take them out.
     fn network(&mut self, at: Instant, packets: &mut Packets) -> Result<(), Halt>;
+    /// The guest asks `requests` of its disk at `at`; never none. The door may take them out.
+    fn disk(&mut self, at: Instant, requests: &mut Requests) -> Result<(), Halt>;
+    /// The state at `at`, asked for by [`Event::Capture`]. Memory is as the state wants it until this returns.
+    fn captured(&mut self, at: Instant, state: Box<MachineState>) -> Result<(), Halt>;
     /// The digest of the state at `at`, asked for by [`Event::Digest`].
     fn digest(&mut self, at: Instant, digest: Digest) -> Result<(), Halt>;
     /// The guest has ended at `at` and will not run again.

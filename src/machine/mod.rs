@@ -1,6 +1,7 @@
 //! The deterministic machine: vCPU, memory, boot, instants, digests. Imports no clock, no socket,
 //! no tokio; everything non-deterministic comes in through the [`doors`].
 
+pub mod blocks;
 pub mod boot;
 pub mod cpuid;
 pub mod digest;

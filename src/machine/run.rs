@@ -14,15 +14,16 @@
 //!                                      ──► signal: ask the door           ──► KVM_RUN
 //! ```
 
+use super::blocks::Requests;
 use super::boot::{self, BootError};
 use super::digest::Digest;
-use super::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
+use super::doors::{Control, EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use super::instant::Instant;
 use super::memory::{self, Memory, MemoryError};
 use super::memory_digest::MemoryDigest;
 use super::packets::Packets;
 use super::safepoint::{NO_LIMIT, Safepoints};
-use super::snapshot::Boot;
+use super::snapshot::{Boot, MachineState};
 use super::vcpu::{Exit, KvmError, Vcpu};
 use crate::devices::Devices;
 use lockstep_abi::{port, pv, virtio};
@@ -82,6 +83,8 @@ pub struct Machine {
     digests: Option<(MemoryDigest, Vec<u64>)>,
     /// For packets on their way out: kept for its memory.
     packets: Packets,
+    /// For disk requests on their way out: kept for its memory.
+    requests: Requests,
 }
 
 impl Machine {
@@ -99,13 +102,14 @@ impl Machine {
             vcpu,
             safepoints: Safepoints::new(memory.clone()),
             memory,
-            devices: Devices::new(boot.boot_time_ns, boot.net),
+            devices: Devices::new(boot.boot_time_ns, boot.net, boot.disk),
             at: Instant::BOOT,
             halted: false,
             waiting: false,
             access: Access::None,
             digests,
             packets: Packets::new(),
+            requests: Requests::new(),
         })
     }
 
@@ -161,7 +165,7 @@ impl Machine {
             };
             let event = door.event(self.at, ready)?;
             // A digest is nothing that the guest waits for.
-            self.waiting &= matches!(event, None | Some(Event::Digest));
+            self.waiting &= matches!(event, None | Some(Event::Digest | Event::Capture | Event::Control(_)));
             match event {
                 Some(Event::Tick) => {
                     self.devices.tick();
@@ -169,6 +173,13 @@ impl Machine {
                 }
                 Some(Event::Console(input)) => self.devices.receive(&input.bytes),
                 Some(Event::Packets(packets)) => self.devices.receive_packets(&self.memory, &packets),
+                Some(Event::Disk(completions)) => self.devices.complete_requests(&self.memory, completions),
+                Some(Event::Control(Control::Reset)) => self.reset()?,
+                Some(Event::Control(Control::Pause | Control::Resume | Control::Switch)) => {}
+                Some(Event::Capture) => {
+                    let state = self.state().map_err(failed("capture the machine's state"))?;
+                    door.captured(self.at, Box::new(state))?;
+                }
                 Some(Event::Digest) => {
                     let digest = self.digest().map_err(failed("take a digest"))?;
                     door.digest(self.at, digest)?;
@@ -284,7 +295,7 @@ impl Machine {
                     }
                     if matches!(port, port::VIRTIO_SYNC | port::WAIT) {
                         self.waiting = port == port::WAIT;
-                        self.send_packets(door)?;
+                        self.send_out(door)?;
                     }
                     if let Some(code) = self.devices.exit_code {
                         return Ok(Some(EndReason::Exit(code)));
@@ -302,7 +313,7 @@ impl Machine {
                     self.access = Access::Write;
                     if let Some(offset) = offset_in(address, VIRTIO_BASE, VIRTIO_SIZE) {
                         if self.devices.write_virtio(offset, data, &self.memory) {
-                            self.send_packets(door)?;
+                            self.send_out(door)?;
                         }
                     } else if let Some(offset) = offset_in(address, pv::BASE, pv::SIZE)
                         && let Some(page) = self.devices.pv.asks_for_page(offset, data)
@@ -312,7 +323,7 @@ impl Machine {
                 }
                 Exit::Halt => {
                     self.halted = true;
-                    self.send_packets(door)?;
+                    self.send_out(door)?;
                 }
                 Exit::Shutdown => return Ok(Some(EndReason::TripleFault)),
                 Exit::CannotExecute => return Ok(Some(EndReason::CannotExecute(self.vcpu.instruction_pointer()))),
@@ -322,15 +333,23 @@ impl Machine {
         }
     }
 
-    /// Hands out what the guest has queued at its network card.
-    fn send_packets(&mut self, door: &mut impl Outputs) -> Result<(), Halt> {
+    /// Hands out what the guest has queued at its network card and its disk.
+    fn send_out(&mut self, door: &mut impl Outputs) -> Result<(), Halt> {
         loop {
             self.packets.clear();
             self.devices.transmit_packets(&self.memory, &mut self.packets);
             if self.packets.is_empty() {
-                return Ok(());
+                break;
             }
             door.network(self.at, &mut self.packets)?;
+        }
+        loop {
+            self.requests.clear();
+            self.devices.take_requests(&self.memory, &mut self.requests);
+            if self.requests.is_empty() {
+                return Ok(());
+            }
+            door.disk(self.at, &mut self.requests)?;
         }
     }
 
@@ -354,6 +373,17 @@ impl Machine {
             }
             self.devices.pv.safepoint_page = page;
         }
+    }
+
+    /// The state here and now, but for memory.
+    fn state(&mut self) -> Result<MachineState, KvmError> {
+        self.complete_access()?;
+        Ok(MachineState { exits: self.at.exits, polls: self.at.polls })
+    }
+
+    /// Back to the boot.
+    fn reset(&mut self) -> Result<(), Halt> {
+        Ok(())
     }
 
     /// A digest of the whole machine, here and now.

@@ -16,6 +16,8 @@ pub struct Boot {
     pub boot_time_ns: u64,
     /// The network card, if there is one.
     pub net: Option<NicConfig>,
+    /// The disk, if there is one.
+    pub disk: Option<DiskConfig>,
     /// The CPUID leaves the guest sees.
     pub cpuid: Vec<CpuidLeaf>,
     /// The guest's ELF image.
@@ -31,6 +33,29 @@ pub struct NicConfig {
     pub mtu: u16,
     /// Whether it offers checksum and segmentation offloads.
     pub offloads: bool,
+}
+
+/// The disk as the guest finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DiskConfig {
+    /// Its size in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Whether it cannot be written.
+    pub read_only: bool,
+    /// What the guest is told when it asks for the disk's name (`VIRTIO_BLK_T_GET_ID`), padded with zeros.
+    pub serial: [u8; 20],
+    /// Random number of the disk's contents: what images of them are known by.
+    pub identity: u128,
+}
+
+/// The state of a machine at an instant, without its memory: with that, and the boot it came from, the machine can be made anywhere on the
+/// same kind of CPU.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MachineState {
+    /// Guest-caused exits before it.
+    pub exits: u64,
+    /// Safepoints before it.
+    pub polls: u64,
 }
 
 /// One CPUID leaf of the guest's processor.

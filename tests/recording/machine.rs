@@ -39,6 +39,8 @@ pub fn boot_image(image: Vec<u8>, command_line: &str) -> Boot {
         command_line: command_line.into(),
         boot_time_ns: 1_700_000_000_000_000_000,
         net: None,
+
+        disk: None,
         cpuid: cpuid::template(&host),
         image,
     }

@@ -50,6 +50,8 @@ pub mod virtio {
     pub const FIRST_IRQ: u8 = 5;
     /// Slot of this machine's network card.
     pub const NET_SLOT: u64 = 0;
+    /// Slot of this machine's disk.
+    pub const DISK_SLOT: u64 = 1;
 }
 
 /// Input clock of the i8254, in Hz.

@@ -16,7 +16,7 @@ use crate::host::incoming::{Incoming, IncomingSource};
 use crate::host::keeper::Keeper;
 use crate::host::outgoing::{Outgoing, OutgoingLog};
 use crate::host::vcpu_thread::VcpuThread;
-use crate::host::{HostError, behind, system, wake_for_packets};
+use crate::host::{HostError, system};
 use crate::log::codec::Encoder;
 use crate::log::stream::EntryStream;
 use crate::machine::doors::EndReason;
@@ -58,13 +58,7 @@ impl ClockWord {
 impl Driver {
     /// Makes the machine and has it wait for the log.
     pub(super) fn load(&mut self, boot: &Boot) -> Result<(), HostError> {
-        if boot.net.is_some() && self.network.is_none() {
-            return Err(HostError::NoNetwork);
-        }
-        if boot.net.is_some_and(|net| net.offloads) && self.network.as_ref().is_some_and(|port| !port.has_offloads()) {
-            return Err(HostError::NoOffloads);
-        }
-        crate::host::name_card(&self.network, boot);
+        self.outlets.fit(boot)?;
         let mut machine = Machine::new(boot, Tracking::On)?;
         let safepoints = machine.safepoints();
         self.board.watch(safepoints.clone());
@@ -82,7 +76,7 @@ impl Driver {
         let encoder: Arc<Mutex<Option<Encoder>>> = Arc::default();
         let go_live = {
             let (say, live, encoder) = (say.clone(), live.clone(), encoder.clone());
-            let (hub, network, clock) = (self.hub.clone(), self.network.clone(), self.clock.clone());
+            let (outlets, clock) = (self.outlets.clone(), self.clock.clone());
             let safepoints = safepoints.clone();
             let digest_every_ns = self.keeping.digest_every_ns;
             let host_name = self.host_name.clone();
@@ -95,17 +89,15 @@ impl Driver {
                 world.set_host_name(&host_name);
                 let entries = encoder.entries();
                 let outgoing = Outgoing::new(encoder, entries);
-                wake_for_packets(&network, &world);
-                let wake = world.clone();
-                hub.set_input_waker(Box::new(move || wake.input_waits()));
+                outlets.wake(&world);
                 let log = OutgoingLog(outgoing.clone());
                 let _ = live.set((world.clone(), outgoing));
                 // Nobody listens any more only when the process is ending.
                 let _ = say.send(FromVcpu::WentLive);
-                Ok(LiveDoor::new(world, behind(&hub, &network), log, digest_every_ns))
+                Ok(LiveDoor::new(world, outlets.behind(), log, digest_every_ns))
             }
         };
-        let replay = ReplayDoor::new(incoming.source(), behind(&self.hub, &self.network));
+        let replay = ReplayDoor::new(incoming.source(), self.outlets.behind());
         let thread = VcpuThread::spawn(move || {
             ordinary_this_thread();
             let mut door = TakeoverDoor::new(replay, go_live);

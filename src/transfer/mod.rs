@@ -1,0 +1,3 @@
+//! A machine's state on its way to a new backup or into a file.
+
+pub mod chunk;
