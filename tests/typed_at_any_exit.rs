@@ -4,11 +4,12 @@
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use lockstep::guest;
+use lockstep::machine::blocks::Requests;
 use lockstep::machine::digest::Digest;
 use lockstep::machine::doors::{ConsoleInput, EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use lockstep::machine::instant::Instant;
 use lockstep::machine::packets::Packets;
-use lockstep::machine::snapshot::Boot;
+use lockstep::machine::snapshot::{Boot, MachineState};
 use lockstep::machine::{Machine, Tracking, cpuid};
 
 /// Types one line at a chosen exit, and stops a guest that then waits for more.
@@ -52,6 +53,14 @@ impl Inputs for Typist {
 impl Outputs for Typist {
     fn console(&mut self, _: Instant, bytes: &[u8]) -> Result<(), Halt> {
         self.screen.extend(bytes);
+        Ok(())
+    }
+
+    fn disk(&mut self, _: Instant, _: &mut Requests) -> Result<(), Halt> {
+        Ok(())
+    }
+
+    fn captured(&mut self, _: Instant, _: Box<MachineState>) -> Result<(), Halt> {
         Ok(())
     }
 
