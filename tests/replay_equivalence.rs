@@ -119,7 +119,14 @@ fn try_round(directory: &Path, name: &str, round: &Round, totals: &Mutex<Totals>
             Body::Clock(_) => totals.clocks += 1,
             Body::Digest(_) => totals.digests += 1,
             Body::Packets(packets) => totals.packets += packets.len() as u64,
-            Body::Entropy(_) | Body::HostName(_) | Body::Output { .. } | Body::Sent { .. } | Body::End(_) => {}
+            Body::Entropy(_)
+            | Body::HostName(_)
+            | Body::Output { .. }
+            | Body::Sent { .. }
+            | Body::Asked { .. }
+            | Body::Disk(_)
+            | Body::Control(_)
+            | Body::End(_) => {}
         }
     }
     totals.recorded += recorded.took;
