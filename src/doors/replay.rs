@@ -227,7 +227,7 @@ impl<S: Source> Outputs for ReplayDoor<S> {
     fn digest(&mut self, at: Instant, digest: Digest) -> Result<(), Halt> {
         let pick = |body: &Body| if let Body::Digest(logged) = body { Some(logged.clone()) } else { None };
         let (number, logged) = self.meet(at, || "a digest".into(), pick)?;
-        if *logged != digest {
+        if !logged.same_state(&digest) {
             let difference = Difference::Digest { logged, found: Box::new(digest) };
             return Err(Halt::Diverged(Box::new(Divergence { entry: number, at, difference })));
         }
