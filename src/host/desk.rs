@@ -14,6 +14,7 @@ use super::outlets::Outlets;
 use super::precopy;
 use super::referee::Referee;
 use super::{HostError, Keeping};
+use crate::console::status::Role;
 use crate::machine::divergence::Divergence;
 use crate::machine::snapshot::Boot;
 use crate::replication::message::{Message, Refusal};
@@ -93,6 +94,21 @@ impl Desk {
     pub fn drop_guest(&mut self) {
         if let Some(guest) = self.guest.take() {
             tokio::spawn(guest.stop());
+        }
+    }
+
+    /// Nothing leaves any more; with `clean`, what a guest that has ended said last stays for the console's clients.
+    pub fn end_outlets(&mut self, clean: bool) {
+        if clean {
+            for network in &self.outlets.network {
+                network.not_live();
+            }
+            for disk in &self.outlets.disk {
+                disk.not_live();
+            }
+        } else {
+            self.outlets.not_live(Role::Retired);
+            self.board.set_live(false);
         }
     }
 

@@ -118,6 +118,7 @@ pub struct Guest {
     pub part: Part,
     /// Why it has ended, once the driver knows.
     pub ended: Option<EndReason>,
+    position: Option<Encoder>,
     shared: Arc<Shared>,
     thread: Option<VcpuThread<()>>,
     said: mpsc::UnboundedReceiver<FromVcpu>,
@@ -176,7 +177,7 @@ impl Guest {
             })
             .map_err(system("start the vCPU thread"))?
         };
-        Ok(Guest { boot, safepoints, pages, part, ended: None, shared, thread: Some(thread), said })
+        Ok(Guest { boot, safepoints, pages, part, ended: None, position: None, shared, thread: Some(thread), said })
     }
 
     /// The world and the log of a living machine.
@@ -193,6 +194,22 @@ impl Guest {
             Part::Living(_) => None,
             Part::Replaying(incoming) => Some(incoming),
         }
+    }
+
+    /// The vCPU thread follows the other host's log from now on; its own ended at `position`.
+    pub fn parked(&mut self, incoming: Arc<Incoming>, position: Encoder) {
+        self.part = Part::Replaying(incoming);
+        self.position = Some(position);
+    }
+
+    /// Where this host's own log ended when it handed over.
+    pub fn position(&self) -> Option<&Encoder> {
+        self.position.as_ref()
+    }
+
+    /// The guest that stands still since it was to be handed over goes on here.
+    pub fn take_back(&self) {
+        self.go_live(self.position.clone().unwrap_or_default());
     }
 
     /// The primary says that the guest's clock shows this.
@@ -226,19 +243,25 @@ impl Guest {
             }
             Part::Replaying(incoming) => incoming.abandon(),
         }
-        // It may have changed its part meanwhile.
-        while let Ok(said) = self.said.try_recv() {
-            match said {
-                FromVcpu::WentLive(living) => {
-                    living.outgoing.close();
-                    living.world.abandon();
-                    living.world.end();
+        let Some(thread) = self.thread.take() else { return };
+        while !thread.finished() {
+            // It may change its part this very moment.
+            while let Ok(said) = self.said.try_recv() {
+                match said {
+                    FromVcpu::WentLive(living) => {
+                        living.outgoing.close();
+                        living.world.abandon();
+                        living.world.end();
+                    }
+                    FromVcpu::Follows(incoming, _) => incoming.abandon(),
+                    FromVcpu::Done(_) => {}
                 }
-                FromVcpu::Follows(incoming, _) => incoming.abandon(),
-                FromVcpu::Done(_) => {}
             }
+            // It may be in the guest or only on its way there; then the next kick finds it.
+            thread.kick();
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
-        vcpu_thread::stop(self.thread.take()).await;
+        vcpu_thread::stop(Some(thread)).await;
     }
 }
 

@@ -125,7 +125,8 @@ impl PreCopy {
         };
         thread::Builder::new().name("transfer".into()).spawn(move || {
             let result = copier.copy();
-            copier.source.pages.end_copy();
+            // With digests on, which a pair's machine always has, this only forgets.
+            let _ = copier.source.pages.end_copy();
             if let Err(Stop::Failed(error)) = result {
                 let _ = copier.to.blocking_send(Sent::Failed(error));
             }
@@ -335,6 +336,10 @@ fn take(source: &Source, mut written: Vec<u64>, captured: Captured) -> Still {
 fn take_last(source: &Source, written: &mut [u64]) -> Result<Vec<Vec<u8>>, TransferError> {
     for (word, more) in written.iter_mut().zip(source.pages.take_written()?) {
         *word |= more;
+    }
+    // Nobody says when the host writes to this one.
+    if let Some(page) = source.pages.safepoint_page() {
+        written[page as usize / 64] |= 1 << (page % 64);
     }
     let (mut chunks, mut packer, mut page) = (Vec::new(), Packer::default(), [0; PAGE]);
     for number in page_numbers(written) {
