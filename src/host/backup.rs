@@ -199,6 +199,10 @@ impl Driver {
 
     /// Tells the protocol, and does what it says.
     fn feed(&mut self, input: Input) -> Result<(), HostError> {
+        if *self.protocol.state() == State::Live {
+            self.on_live(input);
+            return Ok(());
+        }
         let mut next = Some(input);
         while let Some(input) = next.take() {
             let now = boot_clock_ns();
@@ -216,6 +220,19 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// The protocol has no say any more in a guest that lives here without a backup.
+    fn on_live(&mut self, input: Input) {
+        match input {
+            Input::GuestEnded => self.stopped = Some(StopReason::Ended),
+            Input::StopRequested => {
+                if let Some((world, _)) = self.replica.as_ref().and_then(|r| r.live.get()) {
+                    world.stop();
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Does what the protocol says; some of it has an answer for the protocol.
@@ -265,7 +282,7 @@ impl Driver {
                 }
             }
             Action::Ask(question) => self.referee.ask(question),
-            Action::GoLive { generation, entries } => {
+            Action::GoLive { generation, entries, .. } => {
                 tracing::info!(generation, entries, "won; going live");
                 if let Some(replica) = &self.replica {
                     let encoder = Encoder::continuing(replica.stream.decoder());
@@ -273,15 +290,12 @@ impl Driver {
                     replica.incoming.go_live();
                 }
             }
-            Action::Release { .. } => {
+            Action::BecomePrimary => {
                 self.board.set_live(true);
                 self.outlets.go_live(self.protocol.generation(), Protection::Unprotected)?;
             }
-            Action::StopGuest => {
-                if let Some((world, _)) = self.replica.as_ref().and_then(|r| r.live.get()) {
-                    world.stop();
-                }
-            }
+            // No primary is asked for one yet: this side answers no hello.
+            Action::LoadBlank | Action::Apply | Action::Restore { .. } => {}
             Action::Suspect(suspicion) if matches!(self.protocol.state(), State::Connecting { .. }) => {
                 // Nothing has run yet, and nothing is lost: it connects again.
                 tracing::debug!(primary = self.primary, "no primary yet: {suspicion}");
@@ -402,10 +416,14 @@ impl Driver {
         self.board.update(|status| {
             status.state = protocol.state().name().into();
             status.role = match protocol.state() {
-                State::Connecting { .. } | State::Loading | State::Ready | State::Following | State::Finishing => {
-                    Role::Backup
-                }
-                State::Asking(_) | State::GoingLive => Role::Waiting,
+                State::Connecting { .. }
+                | State::Loading
+                | State::Receiving
+                | State::Restoring
+                | State::Ready
+                | State::Following
+                | State::Finishing => Role::Backup,
+                State::Taking(_) | State::Asking(_) | State::GoingLive => Role::Waiting,
                 State::Live => Role::Unprotected,
                 State::Stopped(_) => Role::Retired,
             };

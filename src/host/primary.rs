@@ -253,6 +253,12 @@ impl Driver {
             Action::SlowDown { per_mille } => self.world.set_slow_down(per_mille.into()),
             Action::Ask(question) => self.referee.ask(question),
             Action::StopGuest => self.world.stop(),
+            Action::BeginTransfer { .. }
+            | Action::EndTransfer
+            | Action::SwitchGuest
+            | Action::NoSwitch(_)
+            | Action::TakeBack
+            | Action::BecomeBackup => {}
             Action::Suspect(suspicion) => tracing::warn!("the backup is given up: {suspicion}"),
             Action::Stop(reason) => {
                 tracing::info!("{reason}");
@@ -314,7 +320,9 @@ impl Driver {
                 return Ok(());
             }
         };
-        if self.connection.is_some() {
+        // A guest that runs without a backup takes none yet.
+        let runs_alone = *self.protocol.state() == State::Unprotected;
+        if self.connection.is_some() || runs_alone {
             if connection.send(&Message::Refuse(Box::new(Refusal::Busy)), &[]).is_ok() {
                 tokio::spawn(connection.close());
             }
@@ -398,8 +406,13 @@ impl Driver {
             status.state = protocol.state().name().into();
             status.role = match protocol.state() {
                 State::Protected => Role::Primary,
-                State::Unprotected => Role::Unprotected,
-                State::Waiting | State::Claiming(_) | State::Preparing | State::Asking(_) => Role::Waiting,
+                State::Unprotected | State::Transferring | State::Joining { .. } => Role::Unprotected,
+                State::Waiting
+                | State::Claiming(_)
+                | State::Preparing
+                | State::Asking(_)
+                | State::HandingOver { .. }
+                | State::HandedOver => Role::Waiting,
                 State::Stopped(_) => Role::Retired,
             };
             status.generation = protocol.generation();
