@@ -80,6 +80,9 @@ pub struct Traffic {
 fn frame_kind(kind: Kind) -> FrameKind {
     match kind {
         Kind::Boot => FrameKind::Boot,
+        Kind::Transfer => FrameKind::Transfer,
+        Kind::Chunk => FrameKind::Chunk,
+        Kind::State => FrameKind::State,
         Kind::Entries => FrameKind::Entries,
         Kind::Hello => FrameKind::Hello,
         Kind::Welcome => FrameKind::Welcome,
@@ -89,6 +92,8 @@ fn frame_kind(kind: Kind) -> FrameKind {
         Kind::Heartbeat => FrameKind::Heartbeat,
         Kind::Diverged => FrameKind::Diverged,
         Kind::Goodbye => FrameKind::Goodbye,
+        Kind::Handover => FrameKind::Handover,
+        Kind::Took => FrameKind::Took,
     }
 }
 
