@@ -219,7 +219,7 @@ async fn accepted(
     loop {
         let message = tokio::select! {
             biased;
-            _ = closing.wait_for(|&closing| closing) => return Ok(None),
+            () = closed(&mut closing) => return Ok(None),
             message = timeout(CLIENT_SILENCE_MAX, reader.client_message()) => message.map_err(|_| ConnectionError::Silent)??,
         };
         match message {
@@ -233,6 +233,12 @@ async fn accepted(
         writer.write_all(&out).await?;
         out.clear();
     }
+}
+
+/// Waits until the server closes.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    // An error means that it has closed altogether.
+    let _ = closing.wait_for(|&closing| closing).await;
 }
 
 /// Until this host is live. `None`: the client left or was refused.
@@ -269,7 +275,7 @@ async fn parked(
         }
         tokio::select! {
             biased;
-            _ = closing.wait_for(|&closing| closing) => return Ok(None),
+            () = closed(&mut closing) => return Ok(None),
             () = changed => {}
             message = timeout_at(heard + CLIENT_SILENCE_MAX, reader.client_message()) => {
                 heard = Instant::now();
@@ -420,8 +426,9 @@ fn answer_status(shared: &Shared, out: &mut Vec<u8>) {
 async fn answer_control(shared: &Shared, who: &Who, command: Command, out: &mut Vec<u8>) {
     let answer = match shared.control.command(command, who) {
         Ok(Pending::Done(text)) => Answer { accepted: true, text },
-        Ok(Pending::Later(answer)) => answer.await.unwrap_or_else(|_| {
-            Answer { accepted: false, text: "the host gave no answer: it may have ended meanwhile".into() }
+        Ok(Pending::Later(answer)) => answer.await.unwrap_or_else(|_| Answer {
+            accepted: false,
+            text: "the host gave no answer: it may have ended meanwhile".into(),
         }),
         Err(error) => Answer { accepted: false, text: error.to_string() },
     };

@@ -145,7 +145,11 @@ impl fmt::Display for TransferStatus {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let (copied, total, sent) = (mib(self.copied_bytes), mib(self.total_bytes), mib(self.sent_bytes));
         write!(f, "{copied:.1} of {total:.1} MiB copied ({sent:.1} MiB sent), round {}", self.rounds)?;
-        if self.stop_ns > 0 { write!(f, ", done; the guest stood still for {}", duration(self.stop_ns)) } else { Ok(()) }
+        if self.stop_ns > 0 {
+            write!(f, ", done; the guest stood still for {}", duration(self.stop_ns))
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -124,7 +124,7 @@ impl Devices {
     pub fn from_state(
         state: &DevicesState,
         net: Option<NicConfig>,
-        _disk: Option<DiskConfig>,
+        disk: Option<DiskConfig>,
     ) -> Result<Self, DeviceStateError> {
         if state.version != STATE_VERSION {
             return Err(DeviceStateError::Version(state.version));
@@ -147,14 +147,24 @@ impl Devices {
             _ => return Err(DeviceStateError::OtherMachine("network card")),
         };
         let uart = uart::Uart::from_state(&state.uart).ok_or(DeviceStateError::Uart)?;
-        // The disk's place.
-        Ok(Devices { pic: state.pic, pit: state.pit, uart, pv: state.pv, nic, exit_code: None })
+        let blk = match (&state.blk, disk) {
+            (None, None) => None,
+            (Some(blk), Some(config)) if blk.config() == config => {
+                let failed = |source| DeviceStateError::Virtio { device: "disk", source };
+                Some(virtio::blk::Blk::from_state(blk).map_err(failed)?)
+            }
+            _ => return Err(DeviceStateError::OtherMachine("disk")),
+        };
+        Ok(Devices { pic: state.pic, pit: state.pit, uart, pv: state.pv, nic, blk, exit_code: None })
     }
 
     /// As after power-on, of the same machine: it keeps what it is told of the wall clock at its boot.
     pub fn reset(&mut self, net: Option<NicConfig>, disk: Option<DiskConfig>) {
-        // The disk's place: its requests go on being numbered where they were.
-        *self = Devices::new(self.pv.boot_time_ns(), net, disk);
+        let mut blk = self.blk.take();
+        if let Some(blk) = &mut blk {
+            blk.power_on_again();
+        }
+        *self = Devices { blk, ..Devices::new(self.pv.boot_time_ns(), net, disk) };
     }
 
     /// Reads one byte from a port. An unclaimed port reads as all ones, as on a bus where nobody answers.

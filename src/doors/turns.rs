@@ -100,8 +100,7 @@ impl<S: Source, L: Log, T: Turns<S, L>> TurnDoor<S, L, T> {
     }
 }
 
-impl<S: Source, L: Log, T: Turns<S, L>> Inputs for TurnDoor<S, L, T>
-{
+impl<S: Source, L: Log, T: Turns<S, L>> Inputs for TurnDoor<S, L, T> {
     fn clock(&mut self, at: Instant) -> Result<u64, Halt> {
         self.ask(at, |log| log.clock(at), |world| world.clock(at))
     }
@@ -131,8 +130,7 @@ impl<S: Source, L: Log, T: Turns<S, L>> Inputs for TurnDoor<S, L, T>
     }
 }
 
-impl<S: Source, L: Log, T: Turns<S, L>> Outputs for TurnDoor<S, L, T>
-{
+impl<S: Source, L: Log, T: Turns<S, L>> Outputs for TurnDoor<S, L, T> {
     fn console(&mut self, at: Instant, bytes: &[u8]) -> Result<(), Halt> {
         self.ask(at, |log| log.console(at, bytes), |world| world.console(at, bytes))
     }

@@ -154,7 +154,9 @@ impl<'a> Driver<'a> {
                     self.feed(Input::Disconnected)?;
                 }
                 Wake::Accepted(Ok((stream, _))) => turn_away(stream, Refusal::Busy),
-                Wake::Accepted(Err(error)) => tracing::warn!(%error, "cannot accept a connection on the logging channel"),
+                Wake::Accepted(Err(error)) => {
+                    tracing::warn!(%error, "cannot accept a connection on the logging channel")
+                }
                 Wake::Arrived(result) => self.on_arrived(result)?,
                 Wake::Time => {
                     self.tell_executed()?;
@@ -245,11 +247,6 @@ impl<'a> Driver<'a> {
             Action::BecomePrimary => {
                 self.turn = Some(Turn::Primary(Box::new(Primary::from_backup((*self.protocol).clone()))));
             }
-            Action::StopGuest => {
-                if let Some(living) = self.desk.guest.as_ref().and_then(Guest::living) {
-                    living.world.stop();
-                }
-            }
             Action::Suspect(suspicion) if matches!(self.protocol.state(), State::Connecting { .. }) => {
                 // Nothing has run yet, and nothing is lost: it connects again.
                 tracing::debug!(primary = self.primary, "no primary yet: {suspicion}");
@@ -281,7 +278,8 @@ impl<'a> Driver<'a> {
     fn restore(&mut self) -> Result<(), HostError> {
         let Some(receiving) = self.receiving.take() else { return Ok(()) };
         let generation = self.protocol.generation();
-        let (machine, boot, state) = receiving.finish(&std::mem::take(&mut self.bulk), generation, &self.desk.outlets)?;
+        let (machine, boot, state) =
+            receiving.finish(&std::mem::take(&mut self.bulk), generation, &self.desk.outlets)?;
         let (entries, clock_ns) = (state.position.entries(), state.position.clock_ns());
         self.desk.board.watch(machine.safepoints());
         self.desk.outlets.hub.restore(&state.console, entries);

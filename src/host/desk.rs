@@ -100,10 +100,10 @@ impl Desk {
     /// Nothing leaves any more; with `clean`, what a guest that has ended said last stays for the console's clients.
     pub fn end_outlets(&mut self, clean: bool) {
         if clean {
-            for network in &self.outlets.network {
+            if let Some(network) = &self.outlets.network {
                 network.not_live();
             }
-            for disk in &self.outlets.disk {
+            if let Some(disk) = &self.outlets.disk {
                 disk.not_live();
             }
         } else {

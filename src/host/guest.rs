@@ -162,8 +162,7 @@ impl Guest {
         surroundings: Surroundings,
         door: impl FnOnce(&Shared, HostTurns) -> TurnDoor<IncomingSource, OutgoingLog, HostTurns> + Send + 'static,
     ) -> Result<Self, HostError> {
-        let shared =
-            Arc::new(Shared { surroundings, clock: ClockWord::default(), encoder: Mutex::default() });
+        let shared = Arc::new(Shared { surroundings, clock: ClockWord::default(), encoder: Mutex::default() });
         let (say, said) = mpsc::unbounded_channel();
         let (safepoints, pages) = (machine.safepoints(), machine.pages());
         let turns = HostTurns { shared: shared.clone(), safepoints: safepoints.clone(), say: say.clone() };

@@ -19,7 +19,6 @@ use crate::backends::world::{Captured, World};
 use crate::console::hub::Protection;
 use crate::disk::DiskError;
 
-
 use crate::machine::pages::Pages;
 use crate::machine::vcpu::KvmError;
 use crate::transfer::chunk::{PAGE, Packer};

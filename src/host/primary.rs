@@ -120,8 +120,9 @@ impl<'a> Driver<'a> {
         let mut horizon = tokio::time::interval(HORIZON_EVERY);
         horizon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.feed(Input::Start)?;
-        if self.protocol.is_connected() {
-            self.on_arrived(Ok(Stir::Arrived))?;
+        if self.desk.connection.is_some() {
+            // What came behind the change of roles.
+            self.on_messages()?;
         }
         loop {
             if let Some(turn) = self.turn.take() {
@@ -262,7 +263,7 @@ impl<'a> Driver<'a> {
                 }
                 self.desk.board.set_live(false);
                 self.desk.outlets.follow(Role::Backup);
-                self.turn = Some(Turn::Backup(Box::new(Backup::handed_over(&self.protocol))));
+                self.turn = Some(Turn::Backup(Box::new(Backup::handed_over((*self.protocol).clone()))));
             }
             Action::Suspect(suspicion) => tracing::warn!("the backup is given up: {suspicion}"),
             Action::Stop(reason) => {
@@ -342,29 +343,33 @@ impl<'a> Driver<'a> {
     }
 
     fn on_arrived(&mut self, result: Result<Stir, ChannelError>) -> Result<(), HostError> {
-        let mut trouble = match result {
-            Ok(Stir::Drained) => return Ok(()),
-            Ok(Stir::Arrived) => None,
-            Err(error) => Some(error),
-        };
-        if trouble.is_none() {
-            self.feed(Input::Heard)?;
+        match result {
+            Ok(Stir::Drained) => Ok(()),
+            Ok(Stir::Arrived) => {
+                self.feed(Input::Heard)?;
+                self.on_messages()
+            }
+            Err(error) => self.lost(&error),
         }
+    }
+
+    fn on_messages(&mut self) -> Result<(), HostError> {
         // What comes behind a change of roles is for the next driver.
-        while trouble.is_none() && self.turn.is_none() {
+        while self.turn.is_none() {
             let Some(connection) = &mut self.desk.connection else { return Ok(()) };
             match connection.next_message() {
                 Ok(Some(received)) => self.feed(Input::Received(received.message))?,
                 Ok(None) => return Ok(()),
-                Err(error) => trouble = Some(error),
+                Err(error) => return self.lost(&error),
             }
         }
-        if let Some(error) = trouble {
-            tracing::debug!(error = &error as &dyn std::error::Error, "the logging channel");
-            self.closing = true;
-            self.feed(Input::Disconnected)?;
-        }
         Ok(())
+    }
+
+    fn lost(&mut self, error: &ChannelError) -> Result<(), HostError> {
+        tracing::debug!(error = error as &dyn std::error::Error, "the logging channel");
+        self.closing = true;
+        self.feed(Input::Disconnected)
     }
 
     fn on_logged(&mut self) -> Result<(), HostError> {
