@@ -293,6 +293,9 @@ impl Driver {
             Action::BecomePrimary => {
                 self.board.set_live(true);
                 self.outlets.go_live(self.protocol.generation(), Protection::Unprotected)?;
+                if self.replica.as_ref().is_some_and(|replica| replica.ended.is_some()) {
+                    self.stopped = Some(StopReason::Ended);
+                }
             }
             // No primary is asked for one yet: this side answers no hello.
             Action::LoadBlank | Action::Apply | Action::Restore { .. } => {}
