@@ -244,6 +244,12 @@ impl<'a> Driver<'a> {
                     guest.go_live(Encoder::continuing(self.stream.decoder()));
                 }
             }
+            Action::BecomePrimary if self.desk.guest.as_ref().is_some_and(|guest| guest.ended.is_some()) => {
+                // A guest that has ended has no more to do than to say its last words.
+                self.desk.board.set_live(true);
+                self.desk.outlets.go_live(self.protocol.generation(), Protection::Unprotected)?;
+                self.desk.stopped = Some(StopReason::Ended);
+            }
             Action::BecomePrimary => {
                 self.turn = Some(Turn::Primary(Box::new(Primary::from_backup((*self.protocol).clone()))));
             }

@@ -136,6 +136,7 @@ impl Primary {
             }
             Input::GuestEnded => {
                 self.ended = true;
+                self.switch.end();
                 self.finish_if_done(now, out);
             }
             Input::Arbiter(answer) => self.on_answer(now, answer, out),
@@ -276,7 +277,6 @@ impl Primary {
         // give this side up for its silence before a time-out from now.
         self.state = State::Protected;
         out.push(Action::Lease { until_ns: self.lease.begin(now, self.settings.timeout_ns) });
-        out.push(Action::Release { below: self.acked });
         out.push(Action::Send(Message::Welcome { generation: self.generation }));
     }
 

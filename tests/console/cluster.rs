@@ -5,6 +5,7 @@
 use lockstep::console::hub::{Hub, Protection};
 use lockstep::console::server::{ControlError, ControlHandler, Pending, Who, serve};
 use lockstep::console::status::{Role, Status};
+use lockstep::console::wire::Command;
 use lockstep::machine::doors::{ConsoleInput, EndReason};
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -46,6 +46,7 @@ impl Primary {
             // A network that takes nothing must not keep the guest from being protected.
             && (self.left >= self.base || now >= patience_ends)
         {
+            out.push(Action::Release { below: self.acked });
             self.protect(now, out);
         }
     }

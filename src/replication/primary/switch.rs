@@ -36,6 +36,13 @@ impl Switch {
     pub(super) fn has_handed_over(self) -> bool {
         matches!(self, Switch::HandedOver | Switch::HeirLost)
     }
+
+    /// The guest has ended: its vCPU will not stand still any more.
+    pub(super) fn end(&mut self) {
+        if matches!(self, Switch::Reading | Switch::Parking | Switch::Returning) {
+            *self = Switch::No;
+        }
+    }
 }
 
 impl Primary {
