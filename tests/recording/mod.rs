@@ -6,4 +6,5 @@
 pub mod image;
 pub mod load;
 pub mod machine;
+pub mod moving;
 pub mod process;
