@@ -8,3 +8,4 @@ pub mod load;
 pub mod machine;
 pub mod moving;
 pub mod process;
+pub mod script;
