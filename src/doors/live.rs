@@ -59,7 +59,12 @@ impl<L: Log> LiveDoor<L> {
         LiveDoor { world, behind, log, digest_every_ns, last_digest_ns, digest_due: false, offloads: None }
     }
 
-    /// The log, when the machine has ended.
+    /// The world at this door.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The log, when the machine has ended or others stand at its doors.
     pub fn into_log(self) -> L {
         self.log
     }

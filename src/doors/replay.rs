@@ -59,6 +59,12 @@ impl<S: Source> ReplayDoor<S> {
         ReplayDoor { source, behind, tally: Tally::default() }
     }
 
+    /// The same, for a guest that has read its clock up to `clock_ns` before.
+    pub fn from_clock(mut self, clock_ns: u64) -> Self {
+        self.tally.clock_ns = clock_ns;
+        self
+    }
+
     /// What was met so far.
     pub fn tally(&self) -> Tally {
         self.tally
