@@ -36,7 +36,10 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
         else {
             return Err(Halt::EndOfLog(at));
         };
-        self.who = Who::World(go_live(replay, at)?);
+        let paused = replay.tally().paused;
+        let mut live = go_live(replay, at)?;
+        live.set_paused(paused);
+        self.who = Who::World(live);
         Ok(())
     }
 

@@ -73,7 +73,12 @@ impl Incoming {
             executed_stamp: 0,
             ending: Ending::Open,
         };
-        Arc::new(Incoming { state: Mutex::new(state), more: Condvar::new(), safepoints, executed: AtomicU64::new(entries) })
+        Arc::new(Incoming {
+            state: Mutex::new(state),
+            more: Condvar::new(),
+            safepoints,
+            executed: AtomicU64::new(entries),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
