@@ -132,9 +132,9 @@ fn the_logging_link_is_slow_or_lossy() {
             }
             crowd.goes_on(20);
             // A link that loses much may look like a dead host; then one of the two is alone by now, and that is the one to go on with.
-            let alone = [0, 1].into_iter().find(|&side| {
-                pair.status(side).is_some_and(|status| matches!(status.state.as_str(), "unprotected"))
-            });
+            let alone = [0, 1]
+                .into_iter()
+                .find(|&side| pair.status(side).is_some_and(|status| matches!(status.state.as_str(), "unprotected")));
             let begun = Instant::now();
             let survivor = alone.unwrap_or_else(|| {
                 pair.sides[0].kill();

@@ -49,14 +49,18 @@ impl<S: Source, L: Log, T: Turns<S, L>> TurnDoor<S, L, T> {
         let Who::Log(replay) = std::mem::replace(&mut self.who, Who::Nobody) else {
             return Err(Halt::EndOfLog(at));
         };
-        self.who = Who::World(self.turns.go_live(replay, at)?);
+        let paused = replay.tally().paused;
+        let mut live = self.turns.go_live(replay, at)?;
+        live.set_paused(paused);
+        self.who = Who::World(live);
         Ok(())
     }
 
     /// The world gives way to the log.
     fn follow(&mut self, at: Instant) -> Result<(), Halt> {
         if let Who::World(live) = std::mem::replace(&mut self.who, Who::Nobody) {
-            self.who = Who::Log(self.turns.follow(live, at)?);
+            let paused = live.paused();
+            self.who = Who::Log(self.turns.follow(live, at)?.starting_paused(paused));
         }
         Ok(())
     }

@@ -148,10 +148,13 @@ impl Guest {
         clock_ns: u64,
         surroundings: Surroundings,
     ) -> Result<Self, HostError> {
-        let part = Part::Replaying(incoming.clone());
+        let (part, paused) = (Part::Replaying(incoming.clone()), machine.paused());
         Self::start(machine, boot, part, surroundings, move |shared, turns| {
             let behind = shared.surroundings.outlets.behind();
-            TurnDoor::replaying(ReplayDoor::new(incoming.source(), behind).from_clock(clock_ns), turns)
+            TurnDoor::replaying(
+                ReplayDoor::new(incoming.source(), behind).from_clock(clock_ns).starting_paused(paused),
+                turns,
+            )
         })
     }
 
@@ -286,7 +289,9 @@ impl Turns<IncomingSource, OutgoingLog> for HostTurns {
         // What the guest has read bounds its clock from below; a guest that has not looked lately may find it
         // as late as its primary said it was. The rest, the time that the failover took, it catches up with.
         let shown_ns = replay.tally().clock_ns.max(clock.said());
-        let world = World::new(self.safepoints.clone(), shown_ns, clock.due(boot_clock_ns()));
+        // No time has gone by for a guest that is paused.
+        let due_ns = if replay.tally().paused { 0 } else { clock.due(boot_clock_ns()) };
+        let world = World::new(self.safepoints.clone(), shown_ns, due_ns);
         world.set_host_name(&surroundings.host_name);
         let entries = encoder.entries();
         let outgoing = Outgoing::new(encoder, entries);

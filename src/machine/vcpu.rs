@@ -419,6 +419,8 @@ impl Vcpu {
         self.fd.set_debug_regs(&state.debug_registers()).map_err(failed("KVM_SET_DEBUGREGS"))?;
         // Last: setting the general registers drops what is pending.
         self.fd.set_vcpu_events(&state.vcpu_events()).map_err(failed("KVM_SET_VCPU_EVENTS"))?;
+        // Without an interrupt controller of its own, KVM takes this one from here with every run.
+        self.fd.get_kvm_run().cr8 = state.control[4];
         // Whether the guest takes interrupts, KVM says only after a run.
         match self.complete_access()? {
             true => Ok(()),

@@ -6,4 +6,6 @@
 pub mod image;
 pub mod load;
 pub mod machine;
+pub mod moving;
 pub mod process;
+pub mod script;
