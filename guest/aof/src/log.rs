@@ -55,7 +55,11 @@ enum Stage {
     /// Nothing is under way.
     Rest,
     /// `given` bytes of the first unwritten batch have been given out, `writes` of them are under way.
-    Write { given: usize, writes: usize, failed: bool },
+    Write {
+        given: usize,
+        writes: usize,
+        failed: bool,
+    },
     Flush,
     /// Something has failed; waits for [`Log::retry`].
     Failed,

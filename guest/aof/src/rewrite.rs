@@ -64,7 +64,9 @@ impl Log {
         &mut self,
         storage: &mut S,
         time_ms: u64,
-        produce: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), RewriteError<S::Error>>) -> Result<(), RewriteError<S::Error>>,
+        produce: impl FnOnce(
+            &mut dyn FnMut(&[u8]) -> Result<(), RewriteError<S::Error>>,
+        ) -> Result<(), RewriteError<S::Error>>,
     ) -> Result<(), RewriteError<S::Error>> {
         assert!(self.is_at_rest() && !self.is_in_doubt());
         // The copies are written in turn, and this place again if it fails: the other copy is the one that is sure to be whole.
@@ -97,13 +99,8 @@ impl Log {
         }
         let tail = writer.written;
         storage.flush().map_err(RewriteError::Storage)?;
-        let switched = Superblock {
-            generation: epoch.generation + 1,
-            half,
-            first_sequence,
-            first_epoch: epoch.epoch,
-            ..epoch
-        };
+        let switched =
+            Superblock { generation: epoch.generation + 1, half, first_sequence, first_epoch: epoch.epoch, ..epoch };
         let put = put(storage, &switched).map_err(RewriteError::Storage);
         // From here on nothing may go to the old half: the disk may say that it does not count any more.
         self.rewritten(switched, tail, sequence, put.is_err());
