@@ -20,11 +20,12 @@ const NOT_INHERITED: [&str; 8] = [
 ];
 
 /// The guest's sources, and nothing else that lies there.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     "Cargo.toml",
     "Cargo.lock",
     "abi",
     "apps",
+    "disk",
     "examples",
     "http",
     "kernels",
