@@ -351,7 +351,7 @@ fn how_a_request_is_cut_into_descriptors_has_no_meaning() {
     assert_eq!(driver.bytes(BUFFERS + 8192, 500), bytes[..500]);
     assert_eq!(driver.bytes(BUFFERS + 16384, 13), [&bytes[500..], &[OK]].concat());
     assert_eq!(driver.take_used(0), Some((head, 513)));
-    // The most that a request can be, in the pieces that the device asks for.
+    // The most that a request can be, in more pieces than the device asks for.
     let pieces: Vec<(u64, u32)> = (0..16).map(|i| (BUFFERS + 0x4000 * i, 0x4000)).collect();
     driver.ask(9, VIRTIO_BLK_T_OUT, 0, &pieces, &[]);
     let requests = driver.taken();

@@ -45,8 +45,8 @@ const DISCARD: u64 = 1 << VIRTIO_BLK_F_DISCARD;
 const WRITE_ZEROES: u64 = 1 << VIRTIO_BLK_F_WRITE_ZEROES;
 
 /// The most segments of a request, and the most bytes of each. A driver keeps to both and to nothing else, so together they must not be more
-/// than [`MAX_REQUEST`]; the device itself takes any cut.
-const MAX_SEGMENTS: u32 = 16;
+/// than [`MAX_REQUEST`]; one long segment is what costs a driver with buffers in one piece the least. The device itself takes any cut.
+const MAX_SEGMENTS: u32 = 1;
 const MAX_SEGMENT: u32 = MAX_REQUEST as u32 / MAX_SEGMENTS;
 /// The most sectors of one discard: 1 GiB.
 const MAX_DISCARD_SECTORS: u32 = 1 << 21;
