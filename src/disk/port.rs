@@ -218,12 +218,26 @@ impl DiskPort {
     /// A machine was made from a state: these are its requests in flight, before any other.
     pub fn adopt(&self, in_flight: Requests) {
         let mut state = self.shared.state();
+        if self.lacks_a_copy(&mut state) {
+            return;
+        }
         state.queue.adopted();
+        let replayed = state.follows;
         for request in in_flight {
-            state.queue.push(0, request, true);
+            state.changed |= request.ask.changes();
+            state.queue.push(0, request, replayed);
         }
         drop(state);
         self.shared.something_is_ready();
+    }
+
+    /// Backup: whether the image is another one than the primary's, perhaps with something on it. Then it is not touched.
+    fn lacks_a_copy(&self, state: &mut State) -> bool {
+        let lacks = self.mode == Mode::Separate && state.follows && !state.is_copy;
+        if lacks {
+            state.flaw.get_or_insert(Flaw::NotACopy);
+        }
+        lacks
     }
 
     /// This host runs the machine from now on, in `generation`. What the replay has asked for and not got goes to the image
@@ -384,6 +398,18 @@ impl DiskPort {
         state.follows = true;
         state.is_copy = true;
         drop(self.shared.wait_while(state, |state| state.queue.running() > 0));
+    }
+
+    /// After [`quiesce`](Self::quiesce): the other side runs the machine now, in `generation`, and this one is its backup, with all that the guest has done on
+    /// its image.
+    pub fn follow(&self, generation: u64) -> Result<(), DiskError> {
+        if self.mode == Mode::Shared {
+            return Ok(());
+        }
+        let mut state = self.shared.state();
+        self.put_stamp(&mut state, |stamp| {
+            (stamp.role, stamp.clean, stamp.generation) = (ImageRole::Following, false, generation);
+        })
     }
 
     /// This host does not run the machine (any more). Nothing of what was asked for and has not begun is done, unless this side goes
@@ -589,9 +615,8 @@ impl Disk for DiskPort {
         let separate = self.mode == Mode::Separate;
         let mut state = self.shared.state();
         state.last_entry = state.last_entry.max(entry);
-        if separate && !state.is_copy {
-            // Another image, perhaps with something on it: it is not touched.
-            state.flaw.get_or_insert(Flaw::NotACopy);
+        state.follows = true;
+        if self.lacks_a_copy(&mut state) {
             return;
         }
         if let Some(first) = requests.first() {

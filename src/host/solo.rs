@@ -93,6 +93,9 @@ pub async fn run<L: Log + Send + 'static>(
     };
     world.end();
     if let Some(disk) = &outlets.disk {
+        if matches!(&ended, Some((Ok(_), ..))) {
+            disk.ended()?;
+        }
         disk.not_live();
     }
     if let Some(carrier) = carrier {
