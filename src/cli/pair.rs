@@ -12,6 +12,7 @@ use crate::arbiter;
 use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
+use crate::disk::open::Owner;
 use crate::disk::port::DiskPort;
 use crate::disk::spec::DiskSpec;
 use crate::host::board::Board;
@@ -104,7 +105,8 @@ pub struct BackupArgs {
     /// Keep what the guest's network card sends and receives here, once this side is live, in this file, for Wireshark (pcap)
     #[arg(long, value_name = "FILE", requires = "net")]
     pcap: Option<PathBuf>,
-    /// The guest's disk on this host, as on the primary: the same image, or this host's own
+    /// The guest's disk on this host: the same image as on the primary, or with `mode=separate` this host's own, of the same size, which becomes a copy. Mode and reads
+    /// as on the primary; `cache=`, `format=`, `stamp=` as this host needs them (see `lockstep primary --help`)
     #[arg(long, value_name = "SPEC")]
     disk: Option<DiskSpec>,
     /// The primary's logging channel; of several hosts (ADDR,ADDR), whichever runs the machine
@@ -214,7 +216,7 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
     if !Settings::times_are_sane(settings.heartbeat_ns, settings.timeout_ns) {
         bail!("--timeout must be at least twice --heartbeat, and both above 0");
     }
-    let disk = open_disk(&args.machine.disk)?;
+    let disk = open_disk(&args.machine.disk, Owner::Pair(&args.machine.name))?;
     let boot = args.machine.boot(&disk)?;
     if args.pair.rejoin && args.peer.is_empty() {
         bail!("--rejoin needs --peer: where the logging channel of the other host is");
@@ -225,7 +227,11 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
         let plugged = (args.machine.port()?, disk);
         let (site, control) = args.pair.site(name, &cpu, settings, plugged, &args.channel, args.peer.clone()).await?;
         let (channel, console) = (site.listener.local_addr()?, control.local_addr()?);
-        let start = match site.arbiter.read(name).context("the arbiter does not answer")? {
+        let register = site.arbiter.read(name).context("cannot ask the arbiter for the VM's generation")?;
+        if let Some(disk) = site.outlets.disk.as_ref().filter(|_| register.is_none() || !args.pair.rejoin) {
+            disk.check_generation(register.as_ref().map(|claim| claim.generation))?;
+        }
+        let start = match register {
             Some(claim) if args.pair.rejoin => {
                 eprintln!(
                     "lockstep: `{name}` was last run by {} (generation {}): waiting for {} as a backup; console {console}. (To boot the guest \
@@ -265,7 +271,7 @@ pub(super) fn scratch_log(vm: &str, process: u32) -> PathBuf {
 pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
     channel_runtime()?.block_on(async {
-        let plugged = (plug_in(&args.net, &args.pcap)?, open_disk(&args.disk)?);
+        let plugged = (plug_in(&args.net, &args.pcap)?, open_disk(&args.disk, Owner::Pair(&args.name))?);
         let peers = args.primary.clone();
         let (mut site, control) =
             args.pair.site(&args.name, &cpu, Settings::default(), plugged, &args.channel, peers).await?;

@@ -12,6 +12,7 @@ fn common(desk: &mut Desk) -> impl FnOnce(&mut Status) + use<> {
     let (rate, log_bytes, heartbeats_sent) = (desk.rate.per_second(), desk.rate.total(), desk.heartbeats_sent);
     let traffic = desk.connection.as_ref().map(Connection::traffic);
     let net = desk.outlets.network.as_ref().map(|port| port.counters());
+    let disk = desk.outlets.disk.as_ref().map(|disk| disk.counters());
     let guest = match &desk.guest {
         Some(Guest { ended: Some(reason), .. }) => GuestState::Ended(reason.to_string()),
         Some(_) => GuestState::Running,
@@ -19,6 +20,7 @@ fn common(desk: &mut Desk) -> impl FnOnce(&mut Status) + use<> {
     };
     move |status| {
         status.net = net;
+        status.disk = disk;
         status.guest = guest;
         status.log_bytes_per_s = rate;
         status.log_bytes = log_bytes;
