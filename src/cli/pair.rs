@@ -12,6 +12,7 @@ use crate::arbiter;
 use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
+use crate::disk::open::Owner;
 use crate::disk::port::DiskPort;
 use crate::disk::spec::DiskSpec;
 use crate::host::board::Board;
@@ -93,7 +94,8 @@ pub struct BackupArgs {
     /// Keep what the guest's network card sends and receives here, once this side is live, in this file, for Wireshark (pcap)
     #[arg(long, value_name = "FILE", requires = "net")]
     pcap: Option<PathBuf>,
-    /// The guest's disk on this host, as on the primary: the same image, or this host's own
+    /// The guest's disk on this host: the same image as on the primary, or with `mode=separate` this host's own, of the same size, which becomes a copy. Mode and reads
+    /// as on the primary; `cache=`, `format=`, `stamp=` as this host needs them (see `lockstep primary --help`)
     #[arg(long, value_name = "SPEC")]
     disk: Option<DiskSpec>,
     /// The primary's logging channel
@@ -194,11 +196,16 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
     if !Settings::times_are_sane(settings.heartbeat_ns, settings.timeout_ns) {
         bail!("--timeout must be at least twice --heartbeat, and both above 0");
     }
-    let disk = open_disk(&args.machine.disk)?;
+    let disk = open_disk(&args.machine.disk, Owner::Pair(&args.machine.name))?;
     let boot = args.machine.boot(&disk)?;
     channel_runtime()?.block_on(async {
         let cpu = cpuid::CpuKind::of(&boot.cpuid);
         let (site, control) = args.pair.site(&args.machine.name, &cpu, settings, args.machine.port()?, disk).await?;
+        if let Some(disk) = &site.outlets.disk {
+            let register =
+                site.arbiter.read(&args.machine.name).context("cannot ask the arbiter for the VM's generation")?;
+            disk.check_generation(register.map(|claim| claim.generation))?;
+        }
         let channel = listen(&args.channel, "--channel", "the backup").await?;
         eprintln!(
             "lockstep: primary of `{}`; logging channel {}, console {}",
@@ -225,7 +232,13 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     channel_runtime()?.block_on(async {
         let (mut site, control) = args
             .pair
-            .site(&args.name, &cpu, Settings::default(), plug_in(&args.net, &args.pcap)?, open_disk(&args.disk)?)
+            .site(
+                &args.name,
+                &cpu,
+                Settings::default(),
+                plug_in(&args.net, &args.pcap)?,
+                open_disk(&args.disk, Owner::Pair(&args.name))?,
+            )
             .await?;
         // A divergence is worth nothing without the log that shows it. Whoever names no file gets one for that case alone.
         let scratch = scratch_log(&args.name, std::process::id());

@@ -11,6 +11,7 @@ use super::machine_args::{MachineArgs, open_disk};
 use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
+use crate::disk::open::Owner;
 use crate::disk::port::DiskPort;
 use crate::doors::live::{Log, NoLog};
 use crate::guest;
@@ -69,7 +70,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let disk = open_disk(&args.machine.disk)?;
+    let disk = open_disk(&args.machine.disk, Owner::Alone(&args.machine.name))?;
     let boot = args.machine.boot(&disk)?;
     let machine = Machine::new(&boot, Tracking::Off)?;
     let end = with_console(machine, || Ok(NoLog), u64::MAX, disk, &args.machine, &args.console)?;
@@ -78,7 +79,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 
 /// `lockstep record`.
 pub fn record(args: RecordArgs) -> anyhow::Result<ExitCode> {
-    let disk = open_disk(&args.machine.disk)?;
+    let disk = open_disk(&args.machine.disk, Owner::Alone(&args.machine.name))?;
     let boot = args.machine.boot(&disk)?;
     let machine = Machine::new(&boot, Tracking::On)?;
     let log = || Ok(FileLog::new(LogWriter::create(&args.log, &boot)?));

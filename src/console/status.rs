@@ -122,6 +122,52 @@ impl fmt::Display for NetStatus {
     }
 }
 
+/// The disk's figures; [`crate::disk::port::DiskPort::counters`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskStatus {
+    /// Reads that this host made.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Writes that this host made.
+    pub writes: u64,
+    /// Their bytes.
+    pub written_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Ranges that were discarded or cleared.
+    pub cleared: u64,
+    /// Requests that failed here.
+    pub errors: u64,
+    /// Requests whose end the guest has not heard of.
+    pub in_flight: u64,
+    /// Changes of them that wait for the backup, or for the lease.
+    pub held: u64,
+    /// Bytes that a new backup has yet to get.
+    pub to_copy_bytes: u64,
+}
+
+impl fmt::Display for DiskStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} reads ({} bytes), {} writes ({} bytes), {} flushes, {} in flight ({} held)",
+            self.reads, self.read_bytes, self.writes, self.written_bytes, self.flushes, self.in_flight, self.held
+        )?;
+        if self.cleared > 0 {
+            write!(f, ", {} cleared", self.cleared)?;
+        }
+        if self.errors > 0 {
+            write!(f, ", {} failed", self.errors)?;
+        }
+        if self.to_copy_bytes > 0 {
+            write!(f, ", {} bytes to copy", self.to_copy_bytes)?;
+        }
+        Ok(())
+    }
+}
+
 /// Everything a host says about its machine. Fields that a role has no value for are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -174,6 +220,8 @@ pub struct Status {
     pub slowdown_per_mille: u32,
     /// The network card; `None` without one.
     pub net: Option<NetStatus>,
+    /// The disk; `None` without one.
+    pub disk: Option<DiskStatus>,
     /// The console.
     pub console: ConsoleStatus,
 }
@@ -236,6 +284,9 @@ impl fmt::Display for Status {
         if let Some(net) = &self.net {
             rows.insert(rows.len() - 1, ("network", net.to_string()));
         }
+        if let Some(disk) = &self.disk {
+            rows.insert(rows.len() - 1, ("disk", disk.to_string()));
+        }
         for (index, (name, value)) in rows.iter().enumerate() {
             if index > 0 {
                 writeln!(f)?;
@@ -286,6 +337,23 @@ mod tests {
             shown.contains("network        2 packets in (120 bytes), 1 out (60 bytes, 3 dropped), 0 held\n"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn a_disk_has_a_line_where_there_is_one() {
+        assert!(!Status::default().to_string().contains("disk"));
+        let disk = DiskStatus {
+            reads: 2,
+            read_bytes: 1024,
+            writes: 1,
+            written_bytes: 512,
+            held: 1,
+            in_flight: 3,
+            ..DiskStatus::default()
+        };
+        let shown = Status { disk: Some(disk), ..Status::default() }.to_string();
+        let line = "disk           2 reads (1024 bytes), 1 writes (512 bytes), 0 flushes, 3 in flight (1 held)\n";
+        assert!(shown.contains(line), "{shown}");
     }
 
     #[test]

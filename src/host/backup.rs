@@ -398,6 +398,7 @@ impl Driver {
         let rate = self.rate.per_second();
         let (protocol, replica) = (&self.protocol, &self.replica);
         let net = self.outlets.network.as_ref().map(|port| port.counters());
+        let disk = self.outlets.disk.as_ref().map(|disk| disk.counters());
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         self.board.update(|status| {
             status.state = protocol.state().name().into();
@@ -411,6 +412,7 @@ impl Driver {
             };
             status.generation = protocol.generation();
             status.net = net;
+            status.disk = disk;
             status.peer = protocol.peer().map(|peer| peer.host_name.clone());
             status.log_bytes_per_s = rate;
             status.entries = protocol.received();

@@ -394,6 +394,7 @@ impl Driver {
         let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
         let running = self.thread.is_some();
         let net = self.outlets.network.as_ref().map(|port| port.counters());
+        let disk = self.outlets.disk.as_ref().map(|disk| disk.counters());
         self.board.update(|status| {
             status.state = protocol.state().name().into();
             status.role = match protocol.state() {
@@ -404,6 +405,7 @@ impl Driver {
             };
             status.generation = protocol.generation();
             status.net = net;
+            status.disk = disk;
             status.peer = protocol.peer().map(|peer| peer.host_name.clone());
             let protected = *protocol.state() == State::Protected;
             status.execution_lag_ns = protected.then(|| protocol.lag_ns());

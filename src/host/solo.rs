@@ -82,6 +82,7 @@ pub async fn run<L: Log + Send + 'static>(
                 if let Some(network) = &outlets.network {
                     board.update(|status| status.net = Some(network.counters()));
                 }
+                board.update(|status| status.disk = outlets.disk.as_ref().map(|disk| disk.counters()));
                 if stopping {
                     tracing::warn!("the guest reaches no safepoint and no exit: it is given up where it stands");
                     world.abandon();
@@ -92,6 +93,9 @@ pub async fn run<L: Log + Send + 'static>(
     };
     world.end();
     if let Some(disk) = &outlets.disk {
+        if matches!(&ended, Some((Ok(_), ..))) {
+            disk.ended()?;
+        }
         disk.not_live();
     }
     if let Some(carrier) = carrier {
