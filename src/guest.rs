@@ -35,7 +35,11 @@ pub const APPS: &[App] = &[
         arguments: "[port=5001] [bytes=N]",
         about: "takes bulk data at the port, sends it at the one above",
     },
-    App { name: "kv", arguments: "[port=6379]", about: "a key-value server that speaks the Redis protocol" },
+    App {
+        name: "kv",
+        arguments: "[port=6379] [persist=1] [fsync=always|everysec|no] [format=1]",
+        about: "a key-value server that speaks the Redis protocol",
+    },
     App {
         name: "disk",
         arguments: "[verify | bench read|write] [seed=N] [operations=N] [size=BYTES] [depth=N] [faults=1] [overlap=1]",

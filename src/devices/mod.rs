@@ -42,7 +42,7 @@ pub struct Devices {
 const STATE_VERSION: u32 = 4;
 
 /// The state of all devices, for digests (and, with state transfer, for snapshots).
-#[derive(Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct DevicesState {
     version: u32,
     pic: pic::Pic,
@@ -52,6 +52,38 @@ pub struct DevicesState {
     nic: Option<virtio::net::NicState>,
     blk: Option<virtio::blk::BlkState>,
     exit_code: Option<u8>,
+}
+
+/// A state that the devices cannot be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceStateError {
+    /// Written by another version.
+    #[error("the state of the devices has version {0}, not {STATE_VERSION}")]
+    Version(u32),
+    /// The interrupt controller.
+    #[error("the state of the interrupt controller cannot be")]
+    Pic,
+    /// The timer.
+    #[error("the state of the timer cannot be")]
+    Pit,
+    /// The serial port.
+    #[error("the state of the serial port has more bytes on their way than it holds")]
+    Uart,
+    /// A device that the machine does not have, or one that it has and the state has not.
+    #[error("the state is that of a machine with another {0}")]
+    OtherMachine(&'static str),
+    /// A virtio device.
+    #[error("the {device}")]
+    Virtio {
+        /// Which.
+        device: &'static str,
+        /// What is wrong with its state.
+        #[source]
+        source: virtio::misuse::StateError,
+    },
+    /// The guest has ended.
+    #[error("the state is that of a guest that has ended")]
+    Ended,
 }
 
 /// Where a port belongs.
@@ -86,6 +118,53 @@ impl Devices {
             blk: disk.map(virtio::blk::Blk::new),
             exit_code: None,
         }
+    }
+
+    /// The devices in `state`, of a machine with this network card and disk.
+    pub fn from_state(
+        state: &DevicesState,
+        net: Option<NicConfig>,
+        disk: Option<DiskConfig>,
+    ) -> Result<Self, DeviceStateError> {
+        if state.version != STATE_VERSION {
+            return Err(DeviceStateError::Version(state.version));
+        }
+        if !state.pic.is_valid() {
+            return Err(DeviceStateError::Pic);
+        }
+        if !state.pit.is_valid() {
+            return Err(DeviceStateError::Pit);
+        }
+        if state.exit_code.is_some() {
+            return Err(DeviceStateError::Ended);
+        }
+        let nic = match (&state.nic, net) {
+            (None, None) => None,
+            (Some(nic), Some(config)) if nic.config() == config => {
+                let failed = |source| DeviceStateError::Virtio { device: "network card", source };
+                Some(virtio::net::Nic::from_state(nic).map_err(failed)?)
+            }
+            _ => return Err(DeviceStateError::OtherMachine("network card")),
+        };
+        let uart = uart::Uart::from_state(&state.uart).ok_or(DeviceStateError::Uart)?;
+        let blk = match (&state.blk, disk) {
+            (None, None) => None,
+            (Some(blk), Some(config)) if blk.config() == config => {
+                let failed = |source| DeviceStateError::Virtio { device: "disk", source };
+                Some(virtio::blk::Blk::from_state(blk).map_err(failed)?)
+            }
+            _ => return Err(DeviceStateError::OtherMachine("disk")),
+        };
+        Ok(Devices { pic: state.pic, pit: state.pit, uart, pv: state.pv, nic, blk, exit_code: None })
+    }
+
+    /// As after power-on, of the same machine: it keeps what it is told of the wall clock at its boot.
+    pub fn reset(&mut self, net: Option<NicConfig>, disk: Option<DiskConfig>) {
+        let mut blk = self.blk.take();
+        if let Some(blk) = &mut blk {
+            blk.power_on_again();
+        }
+        *self = Devices { blk, ..Devices::new(self.pv.boot_time_ns(), net, disk) };
     }
 
     /// Reads one byte from a port. An unclaimed port reads as all ones, as on a bus where nobody answers.

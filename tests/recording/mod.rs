@@ -7,4 +7,6 @@ pub mod disk;
 pub mod image;
 pub mod load;
 pub mod machine;
+pub mod moving;
 pub mod process;
+pub mod script;

@@ -145,6 +145,13 @@ struct Taken {
     interrupt: bool,
 }
 
+impl BlkState {
+    /// The disk that it is a state of.
+    pub fn config(&self) -> DiskConfig {
+        self.config
+    }
+}
+
 impl Blk {
     /// A disk as after power-on.
     pub fn new(config: DiskConfig) -> Self {

@@ -53,6 +53,13 @@ pub struct NicState {
     counters: Counters,
 }
 
+impl NicState {
+    /// The card as the guest finds it.
+    pub fn config(&self) -> NicConfig {
+        self.config
+    }
+}
+
 /// What the card has done since power-on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Counters {
