@@ -67,7 +67,9 @@ fn requests_in_flight_move_with_their_machine() {
     let (mut in_flight, mut writes, mut most) = (0, 0, 0);
     let (end, moves, tally, screen) = replay_moving_with(&file, seed, 20, ledger.clone(), |machine| {
         let open = ledger.open();
-        assert_eq!(machine.disk_in_flight(), open, "LOCKSTEP_SEED={seed}");
+        let again = machine.disk_in_flight();
+        let ids = |requests: &Requests| requests.iter().map(|request| request.id).collect::<Vec<_>>();
+        assert!(again == open, "LOCKSTEP_SEED={seed}: {:?}, in flight are {:?}", ids(&again), ids(&open));
         in_flight += open.len();
         most = most.max(open.len());
         writes += open.iter().filter(|request| matches!(request.ask, Ask::Write { .. })).count();
