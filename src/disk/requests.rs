@@ -324,7 +324,9 @@ impl Queue {
             self.unexecuted -= 1;
             self.unexecuted_bytes -= bytes;
         }
-        if !(is_read && self.gate.live && self.is_elsewhere(entry)) {
+        // What the backup has yet to read on the same image must not change before.
+        let echoes = self.mode == Mode::Shared && is_read && self.gate.live && self.is_elsewhere(entry);
+        if !echoes {
             self.unblock(job.number);
         }
         match logged {
