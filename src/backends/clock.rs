@@ -28,17 +28,30 @@ pub struct GuestClock {
     last_host_ns: u64,
     /// How far the last value was behind the time it should have shown.
     behind_ns: u64,
+    /// It stands still: the machine is paused.
+    standing: bool,
 }
 
 impl GuestClock {
     /// A clock that shows `shown_ns` at host time `host_ns` and should show `due_ns` (less than `shown_ns` counts as equal).
     pub fn starting_at(shown_ns: u64, due_ns: u64, host_ns: u64) -> Self {
-        GuestClock { last_ns: shown_ns, last_host_ns: host_ns, behind_ns: due_ns.saturating_sub(shown_ns) }
+        GuestClock {
+            last_ns: shown_ns,
+            last_host_ns: host_ns,
+            behind_ns: due_ns.saturating_sub(shown_ns),
+            standing: false,
+        }
+    }
+
+    /// From host time `host_ns` on the clock stands still, or goes on.
+    pub fn set_standing(&mut self, standing: bool, host_ns: u64) {
+        self.read(host_ns);
+        self.standing = standing;
     }
 
     /// The time at host time `host_ns`.
     pub fn read(&mut self, host_ns: u64) -> u64 {
-        let elapsed = host_ns.saturating_sub(self.last_host_ns);
+        let elapsed = if self.standing { 0 } else { host_ns.saturating_sub(self.last_host_ns) };
         let catch_up = (elapsed / CATCH_UP_DENOMINATOR).saturating_mul(CATCH_UP_NUMERATOR).min(self.behind_ns);
         self.behind_ns -= catch_up;
         self.last_ns = self.last_ns.saturating_add(elapsed).saturating_add(catch_up);
@@ -73,6 +86,18 @@ mod tests {
         assert_eq!(clock.read(100), 1_150);
         assert_eq!(clock.read(1_000), 1_000 + 1_000 + 300);
         assert_eq!(clock.read(2_000), 3_300, "caught up: the host's pace again");
+    }
+
+    #[test]
+    fn stands_still_while_paused_and_goes_on_from_there() {
+        let mut clock = GuestClock::starting_at(0, 100, 0);
+        clock.set_standing(true, 100);
+        assert_eq!(clock.read(100), 150);
+        assert_eq!(clock.read(9_000), 150);
+        clock.set_standing(true, 9_500);
+        clock.set_standing(false, 10_000);
+        assert_eq!(clock.read(10_000), 150);
+        assert_eq!(clock.read(10_500), 150 + 500 + 50, "and still catches up");
     }
 
     #[test]

@@ -35,9 +35,12 @@ pub struct Due {
     pub control: bool,
     /// The machine shall stop here.
     pub stop: bool,
+    /// The operator has paused the machine: of all this, it gets a stop, a capture, and what the operator wants next.
+    pub paused: bool,
 }
 
 impl Due {
+    /// Whether any of it is there. (Being paused is nothing that comes.)
     fn anything(&self) -> bool {
         self.tick || self.input || self.packets || self.disk || self.capture || self.control || self.stop
     }
@@ -64,6 +67,8 @@ struct State {
     /// The vCPU thread sleeps until something is due.
     idle: bool,
     ended: bool,
+    /// The machine is paused.
+    paused: bool,
     /// What the operator wants done, in order.
     controls: VecDeque<Control>,
 }
@@ -265,13 +270,29 @@ impl World {
             return Due::default();
         }
         let mut state = self.state();
-        let due = state.due;
-        // One thing at a time: the caller asks again after each event.
-        if !due.stop {
+        let due = Due { paused: state.paused, ..state.due };
+        // One thing at a time: the caller asks again after each event. What comes before a tick leaves that where it is.
+        if !(due.stop || due.capture || due.control || due.paused) {
             state.due.tick = false;
         }
-        self.anything.store(state.due.anything(), SeqCst);
+        self.anything.store(state.due.anything() || state.paused, SeqCst);
         due
+    }
+
+    /// vCPU thread: from here on the machine gets nothing but what [`Due::paused`] says, and its clock and its timer stand still; or they go on.
+    pub fn set_paused(&self, paused: bool) {
+        let now = self.now_ns();
+        self.clock.lock().expect("no thread panics while it holds this lock").set_standing(paused, now);
+        let mut state = self.state();
+        state.paused = paused;
+        self.anything.store(state.due.anything() || paused, SeqCst);
+        drop(state);
+        self.reprogrammed.notify_all();
+    }
+
+    /// Whether the machine is paused.
+    pub fn paused(&self) -> bool {
+        self.state().paused
     }
 
     /// vCPU thread: about to look for input. Before the look, not after it: what comes in between says so again.
@@ -301,8 +322,9 @@ impl World {
         let mut state = self.state();
         let nothing = |state: &mut State| {
             let due = state.due;
-            let urgent = due.tick || due.stop || due.disk || due.capture || due.control;
-            !(urgent || due.input && input_room || due.packets && packet_room)
+            let always = due.stop || due.capture || due.control;
+            let running = due.tick || due.disk || due.input && input_room || due.packets && packet_room;
+            !(always || running && !state.paused)
         };
         state.idle = true;
         state = self.woken.wait_while(state, nothing).expect("no thread panics while it holds this lock");
@@ -359,8 +381,10 @@ fn run_timer(world: &Weak<World>) {
         if state.ended {
             return;
         }
-        if state.period_ns != period {
-            period = state.period_ns;
+        // The timer of a paused machine stands still, and begins anew.
+        let wanted = if state.paused { 0 } else { state.period_ns };
+        if wanted != period {
+            period = wanted;
             deadline = (period > 0).then(|| Instant::now() + Duration::from_nanos(period));
         }
         let now = Instant::now();

@@ -10,6 +10,7 @@ pub mod log;
 mod log_pcap;
 pub mod loopback;
 pub mod machine_args;
+pub mod operate;
 pub mod pair;
 pub mod record;
 pub mod redis_benchmark;
@@ -17,7 +18,6 @@ pub mod remote;
 pub mod replay;
 pub mod site;
 pub mod status;
-pub mod stop;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -49,7 +49,11 @@ enum Command {
     Backup(pair::BackupArgs),
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
-    Stop(stop::StopArgs),
+    Stop(operate::StopArgs),
+    Pause(operate::PauseArgs),
+    Resume(operate::ResumeArgs),
+    Reset(operate::ResetArgs),
+    Switch(operate::SwitchArgs),
     Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
 }
@@ -94,7 +98,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Backup(args) => pair::run_backup(args),
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
-        Command::Stop(args) => stop::run(args),
+        Command::Stop(args) => operate::stop(args),
+        Command::Pause(args) => operate::pause(args),
+        Command::Resume(args) => operate::resume(args),
+        Command::Reset(args) => operate::reset(args),
+        Command::Switch(args) => operate::switch(args),
         Command::Bench(args) => bench::run(args),
         Command::Demo(args) => demo::run(args),
     }

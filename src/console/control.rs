@@ -1,4 +1,4 @@
-//! Asking a host something: its status (once, or again and again), or to stop the machine.
+//! Asking a host something: its status (once, or again and again), or to do something to its machine.
 
 use super::dial::{DialError, open};
 use super::status::Status;
@@ -34,9 +34,9 @@ pub async fn status(address: &str, patience: Duration) -> Result<Status, Request
     parse(request(address, patience, ClientMessage::StatusRequest, status_json).await, address)
 }
 
-/// Asks the host at `address` to stop the machine.
-pub async fn stop(address: &str, patience: Duration) -> Result<Answer, RequestError> {
-    request(address, patience, ClientMessage::Control(Command::Stop), |message| match message {
+/// Asks the host at `address` to do something to its machine.
+pub async fn command(address: &str, command: Command, patience: Duration) -> Result<Answer, RequestError> {
+    request(address, patience, ClientMessage::Control(command), |message| match message {
         ServerMessage::Answer(answer) => Some(answer),
         _ => None,
     })

@@ -142,6 +142,20 @@ impl History {
         self.released.saturating_sub(bytes).max(self.start)
     }
 
+    /// The newest bytes made, at most `max` of them, and the position of the first.
+    pub fn newest(&self, max: usize) -> (u64, Vec<u8>) {
+        let skipped = self.ring.len().saturating_sub(max);
+        (self.start + skipped as u64, self.ring.iter().skip(skipped).copied().collect())
+    }
+
+    /// Forgets all, and goes on behind `bytes`, which begin at position `start` and may leave.
+    pub fn restore(&mut self, start: u64, bytes: &[u8]) {
+        *self = History { start, ..History::new(self.capacity) };
+        self.ring.extend(bytes);
+        self.released = self.produced();
+        self.forget_old();
+    }
+
     fn forget_old(&mut self) {
         let excess = self.ring.len().saturating_sub(self.capacity) as u64;
         let drop = excess.min(self.released - self.start);

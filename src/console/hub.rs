@@ -9,6 +9,7 @@
 use super::held_times::HeldTimes;
 use super::history::{History, Read};
 use super::input::{InputError, InputTable};
+use super::state::{ConsoleState, MAX_OUTPUT};
 use super::status::{ConsoleStatus, Role};
 use super::wire::{Attach, Attached, Ended, NotLive, Refusal, Start};
 use crate::backends::clock::boot_clock_ns;
@@ -210,6 +211,26 @@ impl Hub {
         inner.input.replayed(input, entry)
     }
 
+    // ---- state transfer ---------------------------------------------------------------------
+
+    /// The console as it is now, behind everything the vCPU thread has told it.
+    pub fn state(&self) -> ConsoleState {
+        let inner = self.lock();
+        let (start, output) = inner.history.newest(MAX_OUTPUT);
+        let (sessions, evicted_entry) = inner.input.log_view();
+        ConsoleState { start, output, sessions, evicted_entry }
+    }
+
+    /// Goes on from `state`, which belongs before entry `entries`; what was here is forgotten. Only while this host is not live.
+    pub fn restore(&self, state: &ConsoleState, entries: u64) {
+        let mut inner = self.lock();
+        inner.history.restore(state.start, &state.output);
+        inner.input = InputTable::from_log_view(&state.sessions, state.evicted_entry);
+        inner.held_times = HeldTimes::default();
+        (inner.ended, inner.below_entry, inner.entries) = (None, 0, entries);
+        self.publish_waiting(&inner);
+    }
+
     // ---- the acknowledgement path and the protocol -------------------------------------------
 
     /// Everything in entries below `below_entry` is held by the backup: outputs leave, input is safe.
@@ -272,6 +293,15 @@ impl Hub {
         drop(inner);
         self.changed.notify_waiters();
         self.room.notify_waiters();
+    }
+
+    /// This host replays from now on what another one does: all it has in its log is safe there.
+    pub fn follow(&self, role: Role) {
+        self.not_live(role);
+        let mut inner = self.lock();
+        inner.history.release_all();
+        inner.input.safe(u64::MAX);
+        inner.held_times.forget();
     }
 
     /// Console port of the other host, which clients are told.

@@ -243,6 +243,13 @@ impl InputTable {
         (sessions.collect(), self.evicted_entry)
     }
 
+    /// A table that knows of the log what [`log_view`](Self::log_view) says.
+    pub fn from_log_view(sessions: &[(u64, u64, u64)], evicted_entry: Option<u64>) -> Self {
+        let logged = sessions.iter().map(|&(session, offset, entry)| (session, Logged { offset, entry }));
+        let logged = logged.take(Self::SESSIONS_MAX).collect();
+        InputTable { logged, evicted_entry, ..InputTable::default() }
+    }
+
     fn record(&mut self, input: &ConsoleInput, entry: u64) -> Result<(), InputError> {
         let offset = input.offset.checked_add(input.bytes.len() as u64).ok_or(InputError::Overflow(input.offset))?;
         match self.logged.get(&input.session) {

@@ -22,6 +22,7 @@ pub mod hub;
 pub mod input;
 pub mod server;
 pub mod session;
+pub mod state;
 pub mod status;
 pub mod terminal;
 pub mod wire;

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// Connections one host serves at a time.
@@ -40,8 +40,16 @@ const GRACE: Duration = Duration::from_millis(500);
 pub trait ControlHandler: Send + Sync {
     /// What this host says about its machine.
     fn status(&self) -> Status;
-    /// `who` asks the machine to stop.
-    fn stop(&self, who: &Who) -> Result<(), ControlError>;
+    /// `who` asks for something.
+    fn command(&self, command: Command, who: &Who) -> Result<Pending, ControlError>;
+}
+
+/// What becomes of a command.
+pub enum Pending {
+    /// It is being done; what.
+    Done(String),
+    /// The answer comes when it is known.
+    Later(oneshot::Receiver<Answer>),
 }
 
 /// Who is at the other end of a connection.
@@ -211,20 +219,26 @@ async fn accepted(
     loop {
         let message = tokio::select! {
             biased;
-            _ = closing.wait_for(|&closing| closing) => return Ok(None),
+            () = closed(&mut closing) => return Ok(None),
             message = timeout(CLIENT_SILENCE_MAX, reader.client_message()) => message.map_err(|_| ConnectionError::Silent)??,
         };
         match message {
             Some(ClientMessage::Attach(attach)) => return Ok(Some(attach)),
             Some(ClientMessage::Input { .. }) => return Err(ConnectionError::OutOfPlace("input")),
             Some(ClientMessage::StatusRequest) => answer_status(shared, &mut out),
-            Some(ClientMessage::Control(command)) => answer_control(shared, who, command, &mut out),
+            Some(ClientMessage::Control(command)) => answer_control(shared, who, command, &mut out).await,
             Some(ClientMessage::KeepAlive) => {}
             None => return Ok(None),
         }
         writer.write_all(&out).await?;
         out.clear();
     }
+}
+
+/// Waits until the server closes.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    // An error means that it has closed altogether.
+    let _ = closing.wait_for(|&closing| closing).await;
 }
 
 /// Until this host is live. `None`: the client left or was refused.
@@ -261,7 +275,7 @@ async fn parked(
         }
         tokio::select! {
             biased;
-            _ = closing.wait_for(|&closing| closing) => return Ok(None),
+            () = closed(&mut closing) => return Ok(None),
             () = changed => {}
             message = timeout_at(heard + CLIENT_SILENCE_MAX, reader.client_message()) => {
                 heard = Instant::now();
@@ -269,7 +283,7 @@ async fn parked(
                     Some(ClientMessage::Attach(_)) => return Err(ConnectionError::OutOfPlace("a second attach")),
                     Some(ClientMessage::Input { .. }) => return Err(ConnectionError::OutOfPlace("input")),
                     Some(ClientMessage::StatusRequest) => answer_status(shared, &mut out),
-                    Some(ClientMessage::Control(command)) => answer_control(shared, who, command, &mut out),
+                    Some(ClientMessage::Control(command)) => answer_control(shared, who, command, &mut out).await,
                     Some(ClientMessage::KeepAlive) => {}
                     None => return Ok(None),
                 }
@@ -321,7 +335,7 @@ async fn read_attached(
             },
             Some(ClientMessage::Attach(_)) => return Err(ConnectionError::OutOfPlace("a second attach")),
             Some(ClientMessage::StatusRequest) => answer_status(&shared, &mut reply),
-            Some(ClientMessage::Control(command)) => answer_control(&shared, who, command, &mut reply),
+            Some(ClientMessage::Control(command)) => answer_control(&shared, who, command, &mut reply).await,
             Some(ClientMessage::KeepAlive) => {}
             None => return Ok(()),
         }
@@ -409,12 +423,13 @@ fn answer_status(shared: &Shared, out: &mut Vec<u8>) {
     ServerMessage::Status(json.as_deref().unwrap_or(b"{}")).encode(out);
 }
 
-fn answer_control(shared: &Shared, who: &Who, command: Command, out: &mut Vec<u8>) {
-    let result = match command {
-        Command::Stop => shared.control.stop(who),
-    };
-    let answer = match result {
-        Ok(()) => Answer { accepted: true, text: "the machine is being stopped".into() },
+async fn answer_control(shared: &Shared, who: &Who, command: Command, out: &mut Vec<u8>) {
+    let answer = match shared.control.command(command, who) {
+        Ok(Pending::Done(text)) => Answer { accepted: true, text },
+        Ok(Pending::Later(answer)) => answer.await.unwrap_or_else(|_| Answer {
+            accepted: false,
+            text: "the host gave no answer: it may have ended meanwhile".into(),
+        }),
         Err(error) => Answer { accepted: false, text: error.to_string() },
     };
     tracing::info!(address = %who.address, ?command, accepted = answer.accepted, "control");

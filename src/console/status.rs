@@ -122,6 +122,37 @@ impl fmt::Display for NetStatus {
     }
 }
 
+/// How the state of a running guest gets to a new backup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TransferStatus {
+    /// Bytes of memory and disk there are to copy, those that were written again included.
+    pub total_bytes: u64,
+    /// Bytes copied.
+    pub copied_bytes: u64,
+    /// Bytes sent for that.
+    pub sent_bytes: u64,
+    /// Rounds begun.
+    pub rounds: u64,
+    /// Time that the guest stood still for its state, nanoseconds; 0 before.
+    pub stop_ns: u64,
+    /// Time since it began, milliseconds.
+    pub elapsed_ms: u64,
+}
+
+impl fmt::Display for TransferStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let (copied, total, sent) = (mib(self.copied_bytes), mib(self.total_bytes), mib(self.sent_bytes));
+        write!(f, "{copied:.1} of {total:.1} MiB copied ({sent:.1} MiB sent), round {}", self.rounds)?;
+        if self.stop_ns > 0 {
+            write!(f, ", done; the guest stood still for {}", duration(self.stop_ns))
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// The disk's figures; [`crate::disk::port::DiskPort::counters`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -218,6 +249,8 @@ pub struct Status {
     pub guest: GuestState,
     /// How much the vCPU is held back to bound the execution lag; 0 is full speed, 1000 a standstill.
     pub slowdown_per_mille: u32,
+    /// The transfer of the guest's state to a new backup that is under way, or was the last.
+    pub transfer: Option<TransferStatus>,
     /// The network card; `None` without one.
     pub net: Option<NetStatus>,
     /// The disk; `None` without one.
@@ -281,6 +314,9 @@ impl fmt::Display for Status {
             ),
             ("uptime", duration(self.uptime_ms.saturating_mul(1_000_000))),
         ];
+        if let Some(transfer) = &self.transfer {
+            rows.insert(rows.len() - 1, ("transfer", transfer.to_string()));
+        }
         if let Some(net) = &self.net {
             rows.insert(rows.len() - 1, ("network", net.to_string()));
         }

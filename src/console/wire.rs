@@ -85,6 +85,14 @@ pub struct NotLive {
 pub enum Command {
     /// Stop the machine.
     Stop,
+    /// Have the guest stand still.
+    Pause,
+    /// Have it go on.
+    Resume,
+    /// Boot it anew.
+    Reset,
+    /// Have the other host of the pair run it from now on.
+    Switch,
 }
 
 /// The answer to a [`Command`].

@@ -33,6 +33,11 @@ pub struct ChipState {
 }
 
 impl ChipState {
+    /// Whether a chip can be in this state.
+    fn is_valid(&self) -> bool {
+        self.top < 8 && matches!(self.expects_icw, 0 | 2..=4) && self.vector_base & 7 == 0
+    }
+
     /// The line that the chip asks to be served: requested, not masked, of higher priority than all in service.
     fn request(&self) -> Option<u8> {
         let blocking = if self.special_mask { self.isr & !self.imr } else { self.isr };
@@ -137,6 +142,11 @@ impl Default for Pic {
 }
 
 impl Pic {
+    /// Whether the pair can be in this state.
+    pub fn is_valid(&self) -> bool {
+        self.master.is_valid() && self.slave.is_valid()
+    }
+
     /// An edge on `line` (0–15).
     pub fn raise(&mut self, line: u8) {
         assert!(line < 16, "the PIC pair has 16 lines");

@@ -86,6 +86,11 @@ impl Channel {
 }
 
 impl Pit {
+    /// Whether the chip can be in this state.
+    pub fn is_valid(&self) -> bool {
+        self.channels.iter().all(|channel| channel.access < 4 && channel.mode < 6)
+    }
+
     /// Period of channel 0 in nanoseconds, at least [`MIN_PERIOD_NS`]; 0 while no periodic mode (2, 3) is programmed.
     pub fn period_ns(&self) -> u64 {
         let channel = &self.channels[0];

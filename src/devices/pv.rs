@@ -20,6 +20,11 @@ impl Pv {
         Pv { safepoint_page: 0, boot_time_ns }
     }
 
+    /// The wall clock at boot, in nanoseconds since 1970 UTC.
+    pub fn boot_time_ns(&self) -> u64 {
+        self.boot_time_ns
+    }
+
     /// Sets the wall clock at boot.
     pub fn set_boot_time(&mut self, boot_time_ns: u64) {
         self.boot_time_ns = boot_time_ns;

@@ -35,6 +35,9 @@ pub struct UartState {
 /// Bytes that a 16550's transmitter takes at a time.
 const TRANSMIT_FIFO: usize = 16;
 
+/// More than ever wait to go out together: the FIFO, and all that one exit can write beyond it.
+const MAX_TRANSMITTED: usize = 8192;
+
 /// A 16550 whose transmitter is always empty.
 pub struct Uart {
     serial: Serial<Edge, NoEvents, Vec<u8>>,
@@ -49,6 +52,41 @@ impl Default for Uart {
 }
 
 impl Uart {
+    /// The UART in `state`; `None` if that holds more bytes than one can.
+    pub fn from_state(state: &UartState) -> Option<Self> {
+        if state.transmitted.len() > MAX_TRANSMITTED {
+            return None;
+        }
+        let [
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        ] = state.registers;
+        let serial = SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: state.received.clone(),
+        };
+        let edge = Edge::default();
+        let serial = Serial::from_state(&serial, edge.clone(), NoEvents, state.transmitted.clone()).ok()?;
+        // The crate raises the line anew for interrupts that were raised, and carried to the PIC, long before.
+        edge.0.store(false, Relaxed);
+        Some(Uart { serial, edge })
+    }
+
     /// Reads register `offset` (0–7).
     pub fn read(&mut self, offset: u8) -> u8 {
         self.serial.read(offset)

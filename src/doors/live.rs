@@ -10,7 +10,7 @@ use crate::log::codec::Encoder;
 use crate::log::entry::{Body, Entry, output_check};
 use crate::machine::blocks::{Completion, Completions, Outcome, Requests};
 use crate::machine::digest::Digest;
-use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
+use crate::machine::doors::{Control, EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
 use crate::machine::packets::{Offloads, Packets};
 use crate::machine::snapshot::MachineState;
@@ -59,7 +59,22 @@ impl<L: Log> LiveDoor<L> {
         LiveDoor { world, behind, log, digest_every_ns, last_digest_ns, digest_due: false, offloads: None }
     }
 
-    /// The log, when the machine has ended.
+    /// Whether the machine is paused.
+    pub fn paused(&self) -> bool {
+        self.world.paused()
+    }
+
+    /// Whether the machine, which has run before, is paused.
+    pub fn set_paused(&mut self, paused: bool) {
+        self.world.set_paused(paused);
+    }
+
+    /// The world at this door.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The log, when the machine has ended or others stand at its doors.
     pub fn into_log(self) -> L {
         self.log
     }
@@ -133,6 +148,25 @@ impl<L: Log> Inputs for LiveDoor<L> {
             if due.stop {
                 return Ok(Some(Event::Stop));
             }
+            if due.capture {
+                self.world.about_to_capture();
+                return Ok(Some(Event::Capture));
+            }
+            if due.control
+                && let Some(control) = self.world.take_control()
+            {
+                self.log(at, Body::Control(control))?;
+                match control {
+                    Control::Pause => self.world.set_paused(true),
+                    Control::Resume => self.world.set_paused(false),
+                    Control::Reset | Control::Switch => {}
+                }
+                return Ok(Some(Event::Control(control)));
+            }
+            if due.paused {
+                self.world.wait(false, false);
+                continue;
+            }
             if due.tick {
                 self.world.slow_down();
                 self.log(at, Body::Tick)?;
@@ -167,16 +201,6 @@ impl<L: Log> Inputs for LiveDoor<L> {
                     return self.disk_completions(at, completions).map(Some);
                 }
                 continue;
-            }
-            if due.capture {
-                self.world.about_to_capture();
-                return Ok(Some(Event::Capture));
-            }
-            if due.control
-                && let Some(control) = self.world.take_control()
-            {
-                self.log(at, Body::Control(control))?;
-                return Ok(Some(Event::Control(control)));
             }
             if !ready.idle {
                 return Ok(None);

@@ -1,9 +1,8 @@
-//! Who stands at the doors of the machine: the [world](live), a [log](replay), or first the one and then the other
-//! ([takeover]).
+//! Who stands at the doors of the machine: the [world](live), a [log](replay), or one after the other ([turns]).
 
 pub mod live;
 pub mod replay;
-pub mod takeover;
+pub mod turns;
 
 use crate::machine::blocks::{Completion, Completions, Outcome, Requests};
 use crate::machine::doors::{ConsoleInput, EndReason};

@@ -6,7 +6,7 @@ use crate::log::entry::{Body, Entry, output_check};
 use crate::machine::blocks::Requests;
 use crate::machine::digest::Digest;
 use crate::machine::divergence::{Difference, Divergence};
-use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
+use crate::machine::doors::{Control, EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
 use crate::machine::packets::Packets;
 use crate::machine::snapshot::MachineState;
@@ -44,6 +44,8 @@ pub struct Tally {
     pub digests: u64,
     /// The newest clock value in the log, nanoseconds since boot.
     pub clock_ns: u64,
+    /// The operator has paused the machine.
+    pub paused: bool,
 }
 
 /// The doors of a machine that replays a log.
@@ -57,6 +59,18 @@ impl<S: Source> ReplayDoor<S> {
     /// Doors that replay `source`, with what comes out shown to what is `behind` them.
     pub fn new(source: S, behind: Behind) -> Self {
         ReplayDoor { source, behind, tally: Tally::default() }
+    }
+
+    /// The same, for a guest that has read its clock up to `clock_ns` before.
+    pub fn from_clock(mut self, clock_ns: u64) -> Self {
+        self.tally.clock_ns = clock_ns;
+        self
+    }
+
+    /// The same, for a machine that has run before and is paused, or not.
+    pub fn starting_paused(mut self, paused: bool) -> Self {
+        self.tally.paused = paused;
+        self
     }
 
     /// What was met so far.
@@ -159,7 +173,14 @@ impl<S: Source> Inputs for ReplayDoor<S> {
         }
         let event = match &entry.body {
             Body::Tick => Event::Tick,
-            Body::Control(control) => Event::Control(*control),
+            Body::Control(control) => {
+                match control {
+                    Control::Pause => self.tally.paused = true,
+                    Control::Resume => self.tally.paused = false,
+                    Control::Reset | Control::Switch => {}
+                }
+                Event::Control(*control)
+            }
             Body::Disk(_) => return self.disk_completions(at, number),
             Body::Console(input) => Event::Console(input.clone()),
             Body::Packets(_) => return self.packets(),
@@ -221,7 +242,7 @@ impl<S: Source> Outputs for ReplayDoor<S> {
     fn digest(&mut self, at: Instant, digest: Digest) -> Result<(), Halt> {
         let pick = |body: &Body| if let Body::Digest(logged) = body { Some(logged.clone()) } else { None };
         let (number, logged) = self.meet(at, || "a digest".into(), pick)?;
-        if *logged != digest {
+        if !logged.same_state(&digest) {
             let difference = Difference::Digest { logged, found: Box::new(digest) };
             return Err(Halt::Diverged(Box::new(Divergence { entry: number, at, difference })));
         }

@@ -1,26 +1,67 @@
-//! What a host says about its machine: filled by the channel thread, read by `lockstep status`.
+//! What a host says about its machine, and what is asked of it: filled and heard by the channel thread, read and written by the console port.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::console::hub::Hub;
-use crate::console::server::{ControlError, ControlHandler, Who};
+use crate::console::server::{ControlError, ControlHandler, Pending, Who};
 use crate::console::status::{GuestState, Status};
+use crate::console::wire::{Answer, Command};
+use crate::machine::doors::Control;
 use crate::machine::safepoint::Safepoints;
 
-/// The status of this host, and the operator's wish to stop.
+/// What the operator asks of a host's driver.
+#[derive(Debug)]
+pub enum Request {
+    /// To stop.
+    Stop,
+    /// To let the other host go on.
+    Switch(Reply),
+    /// To do this to the guest, on both hosts.
+    Control(Control),
+}
+
+/// Where the answer to a request goes. Dropping it tells whoever waits that there is none.
+#[derive(Debug)]
+pub struct Reply(oneshot::Sender<Answer>);
+
+impl Reply {
+    /// A reply, and where it arrives.
+    pub fn new() -> (Self, oneshot::Receiver<Answer>) {
+        let (say, heard) = oneshot::channel();
+        (Reply(say), heard)
+    }
+
+    /// It is done; `text` says what.
+    pub fn accept(self, text: String) {
+        // Whoever asked may have gone.
+        let _ = self.0.send(Answer { accepted: true, text });
+    }
+
+    /// It is not done; `text` says why.
+    pub fn refuse(self, text: String) {
+        let _ = self.0.send(Answer { accepted: false, text });
+    }
+}
+
+/// The status of this host, and the operator's wishes.
 pub struct Board {
     hub: Arc<Hub>,
     status: Mutex<Status>,
     /// Of the machine, once there is one: where it stands is asked of itself.
     safepoints: Mutex<Option<Safepoints>>,
     began: Instant,
-    stop: Notify,
+    requests: Mutex<VecDeque<Request>>,
+    requested: Notify,
     live: AtomicBool,
 }
+
+/// Requests that may wait for the driver. It looks at each within milliseconds.
+const MAX_REQUESTS: usize = 64;
 
 impl Board {
     /// The board of the machine `vm` on `host`.
@@ -31,7 +72,8 @@ impl Board {
             status: Mutex::new(status),
             safepoints: Mutex::new(None),
             began: Instant::now(),
-            stop: Notify::new(),
+            requests: Mutex::default(),
+            requested: Notify::new(),
             live: AtomicBool::new(false),
         })
     }
@@ -46,19 +88,33 @@ impl Board {
         *self.safepoints.lock().unwrap_or_else(PoisonError::into_inner) = Some(safepoints);
     }
 
-    /// Whether this host runs the machine, so that a request to stop it is for this host.
+    /// Whether this host runs the machine, so that a request to it is for this host.
     pub fn set_live(&self, live: bool) {
         self.live.store(live, SeqCst);
     }
 
-    /// Asks this side of the machine to stop, whatever it is.
-    pub fn request_stop(&self) {
-        self.stop.notify_one();
+    fn ask(&self, request: Request) {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if requests.len() < MAX_REQUESTS {
+            requests.push_back(request);
+        }
+        drop(requests);
+        self.requested.notify_one();
     }
 
-    /// Waits until somebody asks the machine to stop.
-    pub async fn stop_requested(&self) {
-        self.stop.notified().await;
+    /// Asks this side of the machine to stop, whatever it is.
+    pub fn request_stop(&self) {
+        self.ask(Request::Stop);
+    }
+
+    /// Waits until somebody asks for something. Cancelling the wait loses nothing.
+    pub async fn requested(&self) -> Request {
+        loop {
+            if let Some(request) = self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
+                return request;
+            }
+            self.requested.notified().await;
+        }
     }
 }
 
@@ -74,7 +130,7 @@ impl ControlHandler for Board {
         status
     }
 
-    fn stop(&self, who: &Who) -> Result<(), ControlError> {
+    fn command(&self, command: Command, who: &Who) -> Result<Pending, ControlError> {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(status.guest, GuestState::Ended(_)) {
             return Err(ControlError::Ended);
@@ -82,12 +138,33 @@ impl ControlHandler for Board {
         if !self.live.load(SeqCst) {
             return Err(ControlError::NotLive(status.peer.clone()));
         }
-        tracing::info!(who = %who.address, "asked to stop the machine");
-        self.stop.notify_one();
-        Ok(())
+        drop(status);
+        tracing::info!(who = %who.address, ?command, "asked for");
+        Ok(match command {
+            Command::Stop => {
+                self.ask(Request::Stop);
+                Pending::Done("the machine is being stopped".into())
+            }
+            Command::Pause => {
+                self.ask(Request::Control(Control::Pause));
+                Pending::Done("the guest is being paused".into())
+            }
+            Command::Resume => {
+                self.ask(Request::Control(Control::Resume));
+                Pending::Done("the guest goes on".into())
+            }
+            Command::Reset => {
+                self.ask(Request::Control(Control::Reset));
+                Pending::Done("the machine is being reset".into())
+            }
+            Command::Switch => {
+                let (reply, answer) = Reply::new();
+                self.ask(Request::Switch(reply));
+                Pending::Later(answer)
+            }
+        })
     }
 }
-
 /// When the board is to be filled anew. A timer of its own: what else happens comes too seldom in an idle machine, and in a
 /// busy one too often for a pause in it.
 pub fn refresh() -> tokio::time::Interval {

@@ -57,18 +57,28 @@ pub struct Incoming {
 const MAX_MARKS: usize = 4096;
 
 impl Incoming {
-    /// An empty log for the machine with these safepoints.
+    /// An empty log for the machine with these safepoints, from its first entry.
     pub fn new(safepoints: Safepoints) -> Arc<Self> {
+        Self::from_entry(safepoints, 0)
+    }
+
+    /// An empty log for the machine with these safepoints that has executed the first `entries` entries.
+    pub fn from_entry(safepoints: Safepoints, entries: u64) -> Arc<Self> {
         let state = State {
             entries: VecDeque::new(),
-            next: 0,
+            next: entries,
             horizon: None,
             running_at: None,
             marks: VecDeque::new(),
             executed_stamp: 0,
             ending: Ending::Open,
         };
-        Arc::new(Incoming { state: Mutex::new(state), more: Condvar::new(), safepoints, executed: AtomicU64::new(0) })
+        Arc::new(Incoming {
+            state: Mutex::new(state),
+            more: Condvar::new(),
+            safepoints,
+            executed: AtomicU64::new(entries),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -148,7 +158,7 @@ impl Incoming {
 
     /// The replay's end of this log.
     pub fn source(self: &Arc<Self>) -> IncomingSource {
-        IncomingSource { incoming: self.clone(), taken: VecDeque::new(), number: 0 }
+        IncomingSource { incoming: self.clone(), taken: VecDeque::new(), number: self.executed.load(SeqCst) }
     }
 }
 

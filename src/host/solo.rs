@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::board::Board;
+use super::board::{Board, Request};
 use super::outlets::Outlets;
 use super::vcpu_thread::{self, VcpuThread};
 use super::{HostError, system};
@@ -73,11 +73,15 @@ pub async fn run<L: Log + Send + 'static>(
     let ended = loop {
         tokio::select! {
             ended = done.recv() => break ended,
-            () = board.stop_requested() => {
-                world.stop();
-                stopping = true;
-                refresh.reset_after(PATIENCE);
-            }
+            request = board.requested() => match request {
+                Request::Stop => {
+                    world.stop();
+                    stopping = true;
+                    refresh.reset_after(PATIENCE);
+                }
+                Request::Control(control) => world.control(control),
+                Request::Switch(reply) => reply.refuse("this machine has no backup: it was started alone".into()),
+            },
             _ = refresh.tick() => {
                 if let Some(network) = &outlets.network {
                     board.update(|status| status.net = Some(network.counters()));

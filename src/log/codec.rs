@@ -167,7 +167,7 @@ const CONSOLE_CONTINUES: u8 = 0x40;
 const DIGEST_WORDS: usize = 21;
 
 /// What an entry is coded against: all that encoder and decoder remember of the entries before.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, bincode::Encode, bincode::Decode)]
 struct State {
     at: Instant,
     clock_ns: u64,
@@ -194,7 +194,7 @@ fn words(digest: &Digest) -> [u64; DIGEST_WORDS] {
 }
 
 /// Turns entries into bytes, from the first entry of a log on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Encoder {
     state: State,
 }
@@ -208,6 +208,11 @@ impl Encoder {
     /// An encoder that goes on where `decoder` stands: for a backup that goes live.
     pub fn continuing(decoder: &Decoder) -> Self {
         Encoder { state: decoder.state.clone() }
+    }
+
+    /// The newest clock value that was encoded, nanoseconds since boot.
+    pub fn clock_ns(&self) -> u64 {
+        self.state.clock_ns
     }
 
     /// Entries encoded since the start of the log: the number of the next one.
@@ -399,6 +404,11 @@ impl Decoder {
     /// A decoder at the start of a log.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A decoder that goes on where `encoder` stands: for what another host adds to the log from there.
+    pub fn continuing(encoder: &Encoder) -> Self {
+        Decoder { state: encoder.state.clone() }
     }
 
     /// Entries decoded since the start of the log: the number of the next one.

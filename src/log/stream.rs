@@ -1,7 +1,7 @@
 //! Entries out of entries frames, wherever the frames come from: a file, or the channel by way of a
 //! backup's memory. Sees to it that no entry is missing, doubled or undecodable.
 
-use super::codec::{CodecError, Decoder};
+use super::codec::{CodecError, Decoder, Encoder};
 use super::entry::Entry;
 
 /// Why a frame's entries are not the next ones of the log.
@@ -48,6 +48,11 @@ impl EntryStream {
     /// A stream at the start of a log.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A stream that goes on where `encoder` stands.
+    pub fn continuing(encoder: &Encoder) -> Self {
+        EntryStream { decoder: Decoder::continuing(encoder), left_in_frame: 0 }
     }
 
     /// The decoder, as far as it has come: the number of the next entry, last instant, last clock.

@@ -28,6 +28,13 @@ pub struct Digest {
 impl Digest {
     /// The most changed pages one digest lists.
     pub const MAX_PAGES: usize = 1024;
+
+    /// Whether both are of the same state. The pages that changed since the digest before only help to find what differs: a
+    /// machine that was restored in between knows of those that changed since then.
+    pub fn same_state(&self, other: &Digest) -> bool {
+        (self.memory, &self.registers, self.system, self.fpu, self.devices)
+            == (other.memory, &other.registers, other.system, other.fpu, other.devices)
+    }
 }
 
 /// Index and short hash of one changed page.

@@ -7,7 +7,7 @@ use std::fmt;
 /// Ordered lexicographically. Within one value of `exits` the safepoint count only grows, and the
 /// doorbell stop at count `p` comes after the exit (if any) that was taken at a count below `p`, so
 /// every point where an event may be delivered has an instant of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(bincode::Encode, bincode::Decode, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant {
     /// Guest-caused exits so far (device access, `hlt`); doorbells do not count.
     pub exits: u64,

@@ -1,7 +1,10 @@
 //! Guest memory: one slot from guest-physical 0.
 
+use std::ptr::NonNull;
+
+use nix::sys::mman::{MmapAdvise, madvise};
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Guest memory. Its bitmap knows which pages the *host* has written, devices above all: KVM's dirty log knows only of the guest.
 pub type Memory = GuestMemoryMmap<AtomicBitmap>;
@@ -52,4 +55,17 @@ pub fn page(memory: &Memory, page: usize) -> Option<&[u8]> {
 /// The pages that the host has written since the last call, one bit each.
 pub fn take_written(memory: &Memory) -> Vec<u64> {
     memory.iter().next().map_or_else(Vec::new, |region| (**region).bitmap().get_and_reset())
+}
+
+/// Makes all of memory zero again, and gives it back to the host; all pages count as written. Only while the guest does not run.
+pub fn clear(memory: &Memory) -> Result<(), nix::Error> {
+    for region in memory.iter() {
+        let (start, length) = (region.as_ptr(), region.len() as usize);
+        let start = NonNull::new(start.cast()).ok_or(nix::Error::EFAULT)?;
+        // SAFETY: the range is this region's own private anonymous mapping, all of it; what stood there is not wanted any more, and nobody holds a
+        // reference into guest memory.
+        unsafe { madvise(start, length, MmapAdvise::MADV_DONTNEED) }?;
+        (**region).bitmap().set_addr_range(0, length);
+    }
+    Ok(())
 }

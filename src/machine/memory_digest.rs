@@ -44,6 +44,14 @@ impl MemoryDigest {
         changed
     }
 
+    /// Takes the contents of one page anew; `None` counts as zeros.
+    pub fn put(&mut self, page: usize, bytes: Option<&[u8]>) {
+        let Some(known) = self.pages.get_mut(page) else { return };
+        let hash = bytes.map_or(0, |bytes| contribution(page, bytes));
+        self.total = self.total.wrapping_sub(*known).wrapping_add(hash);
+        *known = hash;
+    }
+
     /// The digest of all pages.
     pub fn total(&self) -> u128 {
         self.total

@@ -14,6 +14,9 @@
 //!                                      ──► signal: ask the door           ──► KVM_RUN
 //! ```
 
+use std::sync::Arc;
+
+use super::blank::Blank;
 use super::blocks::Requests;
 use super::boot::{self, BootError};
 use super::digest::Digest;
@@ -22,9 +25,11 @@ use super::instant::Instant;
 use super::memory::{self, Memory, MemoryError};
 use super::memory_digest::MemoryDigest;
 use super::packets::Packets;
+use super::pages::Pages;
 use super::safepoint::{NO_LIMIT, Safepoints};
-use super::snapshot::{Boot, MachineState};
+use super::snapshot::{Boot, MachineState, STATE_VERSION, SafepointState, StateError};
 use super::vcpu::{Exit, KvmError, Vcpu};
+use super::vcpu_state::VcpuState;
 use crate::devices::Devices;
 use lockstep_abi::{port, pv, virtio};
 
@@ -40,6 +45,9 @@ pub enum MachineError {
     /// The memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The state that it should go on from.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// Whether a machine can take digests. Tracking costs a page fault for each page written between two digests.
@@ -53,10 +61,13 @@ pub enum Tracking {
 
 /// What the last exit left half done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
+pub(super) enum Access {
+    /// Nothing.
     None,
-    Read,
-    Write,
+    /// An access is to be completed with the next run.
+    Pending,
+    /// It is completed, and the same instruction goes on with another one.
+    Another,
 }
 
 const VIRTIO_BASE: u64 = virtio::MMIO_BASE;
@@ -69,54 +80,58 @@ fn offset_in(address: u64, base: u64, size: u64) -> Option<u64> {
 
 /// The deterministic machine: one vCPU, its memory, its devices.
 pub struct Machine {
-    vcpu: Vcpu,
-    memory: Memory,
-    devices: Devices,
-    safepoints: Safepoints,
-    at: Instant,
+    pub(super) vcpu: Vcpu,
+    pub(super) memory: Memory,
+    pub(super) devices: Devices,
+    pub(super) safepoints: Safepoints,
+    pub(super) at: Instant,
     /// The last exit was `hlt` and no interrupt has come since.
-    halted: bool,
+    pub(super) halted: bool,
     /// The last exit was a write to the waiting port and no event has come since.
-    waiting: bool,
-    access: Access,
-    /// With tracking: the digest of memory, and the pages to look at beside KVM's dirty log and what the host has written.
-    digests: Option<(MemoryDigest, Vec<u64>)>,
+    pub(super) waiting: bool,
+    pub(super) access: Access,
+    /// With tracking: the digest of memory.
+    pub(super) digest: Option<MemoryDigest>,
+    /// What it boots from, once more with every reset.
+    pub(super) boot: Arc<Boot>,
+    /// The processor before it was set up to run the image.
+    pub(super) fresh: VcpuState,
+    pub(super) pages: Pages,
+    /// The operator has paused the machine. To the machine that is nothing; it is remembered for whoever takes over from here.
+    pub(super) paused: bool,
+    /// The state was asked for in the middle of an instruction: it is handed out at the next instant that is between two.
+    pub(super) capture_due: bool,
     /// For packets on their way out: kept for its memory.
-    packets: Packets,
+    pub(super) packets: Packets,
     /// For disk requests on their way out: kept for its memory.
-    requests: Requests,
+    pub(super) requests: Requests,
 }
 
 impl Machine {
     /// Makes the machine that `boot` describes, ready to run its first instruction.
     pub fn new(boot: &Boot, tracking: Tracking) -> Result<Self, MachineError> {
-        let memory = memory::map(boot.memory_bytes)?;
-        let mut vcpu = Vcpu::new(memory.clone(), &boot.cpuid, tracking == Tracking::On)?;
-        let entry = boot::load(boot, &memory)?;
-        vcpu.enter_at(entry)?;
-        let digests = (tracking == Tracking::On).then(|| {
-            let pages = (boot.memory_bytes >> 12) as usize;
-            (MemoryDigest::new(pages), vec![0u64; pages.div_ceil(64)])
-        });
-        Ok(Machine {
-            vcpu,
-            safepoints: Safepoints::new(memory.clone()),
-            memory,
-            devices: Devices::new(boot.boot_time_ns, boot.net, boot.disk),
-            at: Instant::BOOT,
-            halted: false,
-            waiting: false,
-            access: Access::None,
-            digests,
-            packets: Packets::new(),
-            requests: Requests::new(),
-        })
+        Blank::new(boot, tracking)?.boot()
     }
 
     /// Sets the wall clock at boot, which the guest can read, in nanoseconds since 1970 UTC. Before the first run.
     pub fn set_boot_time(&mut self, boot_time_ns: u64) {
         assert_eq!(self.at, Instant::BOOT, "the boot time is part of what the guest boots with");
         self.devices.pv.set_boot_time(boot_time_ns);
+    }
+
+    /// The handle to the guest's pages.
+    pub fn pages(&self) -> Pages {
+        self.pages.clone()
+    }
+
+    /// What it has booted from.
+    pub fn boot(&self) -> &Arc<Boot> {
+        &self.boot
+    }
+
+    /// Whether the operator has paused the machine.
+    pub fn paused(&self) -> bool {
+        self.paused
     }
 
     /// The handle to the guest's safepoint page.
@@ -127,6 +142,12 @@ impl Machine {
     /// Where the machine stands.
     pub fn at(&self) -> Instant {
         self.at
+    }
+
+    /// The requests to the disk that have not come to their end, in the order in which the guest made them: what the host of a machine that was
+    /// made from a state must carry out (again).
+    pub fn disk_in_flight(&self) -> Requests {
+        self.devices.disk_in_flight(&self.memory)
     }
 
     /// Runs the guest until it ends. An error leaves the machine where a further run would be wrong.
@@ -145,6 +166,9 @@ impl Machine {
 
     /// Delivers all events due at this instant, and the interrupt that the guest can take.
     fn settle<D: Inputs + Outputs>(&mut self, door: &mut D) -> Result<Option<EndReason>, Halt> {
+        if std::mem::take(&mut self.capture_due) {
+            self.capture(door)?;
+        }
         loop {
             // The limit first, the question after it: an event that comes in between rings.
             let until = door.run_until(self.at)?;
@@ -174,12 +198,14 @@ impl Machine {
                 Some(Event::Console(input)) => self.devices.receive(&input.bytes),
                 Some(Event::Packets(packets)) => self.devices.receive_packets(&self.memory, &packets),
                 Some(Event::Disk(completions)) => self.devices.complete_requests(&self.memory, completions),
-                Some(Event::Control(Control::Reset)) => self.reset()?,
-                Some(Event::Control(Control::Pause | Control::Resume | Control::Switch)) => {}
-                Some(Event::Capture) => {
-                    let state = self.state().map_err(failed("capture the machine's state"))?;
-                    door.captured(self.at, Box::new(state))?;
+                Some(Event::Control(Control::Reset)) => {
+                    transmit(&mut self.devices, self.at, door)?;
+                    self.reset()?;
                 }
+                Some(Event::Control(Control::Pause)) => self.paused = true,
+                Some(Event::Control(Control::Resume)) => self.paused = false,
+                Some(Event::Control(Control::Switch)) => {}
+                Some(Event::Capture) => self.capture(door)?,
                 Some(Event::Digest) => {
                     let digest = self.digest().map_err(failed("take a digest"))?;
                     door.digest(self.at, digest)?;
@@ -204,11 +230,9 @@ impl Machine {
     fn deliver_interrupt(&mut self) -> Result<(), KvmError> {
         let mut pending = self.devices.pic.pending();
         if pending {
-            if self.access == Access::Read {
-                // The instruction that reads is still under way; it must be over before the interrupt is taken.
-                self.complete_access()?;
-            }
-            if self.vcpu.accepts_interrupt() {
+            // The instruction that led here must be over before the interrupt is taken. And whether the guest takes it must not depend on
+            // whether somebody has looked at the registers here, for which the instruction is completed, too.
+            if self.complete_access()? && self.vcpu.accepts_interrupt() {
                 let vector = self.devices.pic.acknowledge();
                 self.vcpu.inject(vector)?;
                 self.halted = false;
@@ -223,12 +247,13 @@ impl Machine {
         Ok(())
     }
 
-    fn complete_access(&mut self) -> Result<(), KvmError> {
-        if self.access != Access::None {
-            self.access = Access::None;
-            self.vcpu.complete_access()?;
+    /// Completes the last exit's access. False: the instruction is not over; its next access is the next exit.
+    fn complete_access(&mut self) -> Result<bool, KvmError> {
+        if self.access == Access::Pending {
+            let whole = self.vcpu.complete_access()?;
+            self.access = if whole { Access::None } else { Access::Another };
         }
-        Ok(())
+        Ok(self.access == Access::None)
     }
 
     /// Runs the guest to its next instant. `Some` if it has ended.
@@ -246,7 +271,7 @@ impl Machine {
                     continue;
                 }
                 Exit::MmioWrite { address, .. } if address == pv::BASE + pv::DOORBELL => {
-                    self.access = Access::Write;
+                    self.access = Access::Pending;
                     let count = self.safepoints.count();
                     if count < self.at.polls {
                         return Ok(Some(self.safepoints_went_back()));
@@ -276,7 +301,7 @@ impl Machine {
             }
             match exit {
                 Exit::PortRead { port, size, data } => {
-                    self.access = Access::Read;
+                    self.access = Access::Pending;
                     for element in data.chunks_mut(size.max(1)) {
                         for (i, byte) in element.iter_mut().enumerate() {
                             *byte = self.devices.read_port(at, port.wrapping_add(i as u16), door)?;
@@ -284,7 +309,7 @@ impl Machine {
                     }
                 }
                 Exit::PortWrite { port, size, data } => {
-                    self.access = Access::Write;
+                    self.access = Access::Pending;
                     for element in data.chunks(size.max(1)) {
                         for (i, &byte) in element.iter().enumerate() {
                             self.devices.write_port(at, port.wrapping_add(i as u16), byte, door)?;
@@ -302,7 +327,7 @@ impl Machine {
                     }
                 }
                 Exit::MmioRead { address, data } => {
-                    self.access = Access::Read;
+                    self.access = Access::Pending;
                     match (offset_in(address, pv::BASE, pv::SIZE), offset_in(address, VIRTIO_BASE, VIRTIO_SIZE)) {
                         (Some(offset), _) => self.devices.pv.read(at, offset, data, door)?,
                         (_, Some(offset)) => self.devices.read_virtio(offset, data),
@@ -310,7 +335,7 @@ impl Machine {
                     }
                 }
                 Exit::MmioWrite { address, data } => {
-                    self.access = Access::Write;
+                    self.access = Access::Pending;
                     if let Some(offset) = offset_in(address, VIRTIO_BASE, VIRTIO_SIZE) {
                         if self.devices.write_virtio(offset, data, &self.memory) {
                             self.send_out(door)?;
@@ -345,7 +370,8 @@ impl Machine {
         }
         loop {
             self.requests.clear();
-            self.devices.take_requests(&self.memory, &mut self.requests);
+            // A request that was answered at once is what the guest waits for: there may be no event to come.
+            self.waiting &= !self.devices.take_requests(&self.memory, &mut self.requests);
             if self.requests.is_empty() {
                 return Ok(());
             }
@@ -365,24 +391,56 @@ impl Machine {
     fn name_safepoint_page(&mut self, page: u64) {
         if self.safepoints.set_page(page) {
             // The old page is memory like any other again, and the new one no longer.
-            if let Some((_, written)) = &mut self.digests {
-                for address in [self.devices.pv.safepoint_page, page] {
-                    let index = (address >> 12) as usize;
-                    written[index / 64] |= 1 << (index % 64);
-                }
-            }
+            self.pages.mark([self.devices.pv.safepoint_page, page]);
             self.devices.pv.safepoint_page = page;
         }
     }
 
-    /// The state here and now, but for memory.
-    fn state(&mut self) -> Result<MachineState, KvmError> {
-        self.complete_access()?;
-        Ok(MachineState { exits: self.at.exits, polls: self.at.polls })
+    /// Hands out the state, here or at the next instant that is not in the middle of an instruction.
+    fn capture(&mut self, door: &mut impl Outputs) -> Result<(), Halt> {
+        match self.state().map_err(failed("capture the machine's state"))? {
+            Some(state) => door.captured(self.at, Box::new(state)),
+            None => {
+                self.capture_due = true;
+                Ok(())
+            }
+        }
     }
 
-    /// Back to the boot.
+    /// The state here and now, but for memory. `None` in the middle of an instruction.
+    pub(super) fn state(&mut self) -> Result<Option<MachineState>, KvmError> {
+        if !self.complete_access()? {
+            return Ok(None);
+        }
+        Ok(Some(MachineState {
+            version: STATE_VERSION,
+            exits: self.at.exits,
+            polls: self.at.polls,
+            halted: self.halted,
+            waiting: self.waiting,
+            paused: self.paused,
+            safepoints: self.safepoints.page().map(|page| SafepointState { page, count: self.safepoints.count() }),
+            vcpu: self.vcpu.state()?,
+            devices: self.devices.state(),
+        }))
+    }
+
+    /// Back to the boot, at an instant of its own.
     fn reset(&mut self) -> Result<(), Halt> {
+        // The processor first: what its last access still does to memory is gone with memory.
+        self.vcpu.set_state(&self.fresh).map_err(failed("reset the processor"))?;
+        self.access = Access::None;
+        self.safepoints.forget_page();
+        let reload = || -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+            memory::clear(&self.memory)?;
+            Ok(boot::load(&self.boot, &self.memory)?)
+        };
+        let entry = reload().map_err(|source| Halt::Failed { what: "load the guest's image again", source })?;
+        self.vcpu.enter_at(entry).map_err(failed("reset the processor"))?;
+        self.devices.reset(self.boot.net, self.boot.disk);
+        (self.halted, self.waiting) = (false, false);
+        self.at = Instant::new(self.at.exits + 1, 0);
+        self.safepoints.set_exits(self.at.exits);
         Ok(())
     }
 
@@ -390,16 +448,10 @@ impl Machine {
     fn digest(&mut self) -> Result<Digest, KvmError> {
         self.complete_access()?;
         let safepoint_page = self.safepoints.page().map(|address| (address >> 12) as usize);
-        let (memory, pages) = match &mut self.digests {
+        let (memory, pages) = match &mut self.digest {
             None => (0, Vec::new()),
-            Some((digest, written)) => {
-                let mut dirty = self.vcpu.take_dirty()?;
-                for (word, extra) in dirty.iter_mut().zip(written.iter_mut()) {
-                    *word |= std::mem::take(extra);
-                }
-                for (word, host) in dirty.iter_mut().zip(memory::take_written(&self.memory)) {
-                    *word |= host;
-                }
+            Some(digest) => {
+                let dirty = self.pages.take_for_digest()?;
                 let pages = digest.update(&dirty, |page| {
                     if Some(page) == safepoint_page { None } else { memory::page(&self.memory, page) }
                 });

@@ -3,7 +3,7 @@
 //! the guest nothing and need no signal.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::instant::Instant;
 use super::memory::Memory;
@@ -50,9 +50,30 @@ impl Safepoints {
         let fits = address.is_multiple_of(PAGE)
             && address.checked_add(PAGE - 1).is_some_and(|last| self.inner.memory.address_in_range(GuestAddress(last)));
         if fits {
+            let _fixed = self.fixed();
             self.inner.page.store(address, Ordering::SeqCst);
         }
         fits
+    }
+
+    /// The guest has no page any more. When this returns, nobody writes to the old one.
+    pub(super) fn forget_page(&self) {
+        let mut fixed = self.fixed();
+        *fixed = false;
+        self.inner.page.store(0, Ordering::SeqCst);
+    }
+
+    /// Held while a limit is written, and while the page changes: a limit must not reach a page that is the guest's again.
+    fn fixed(&self) -> MutexGuard<'_, bool> {
+        // A panic elsewhere leaves a flag, which is valid whatever it is.
+        self.inner.stop_at_next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A guest whose state was brought here has passed so many safepoints.
+    pub(super) fn set_count(&self, count: u64) {
+        if let Some(word) = self.word(COUNT) {
+            word.store(count, Ordering::SeqCst);
+        }
     }
 
     /// Guest-physical address of the page, if the guest has named one.
@@ -90,15 +111,15 @@ impl Safepoints {
     }
 
     fn store_limit(&self, limit: u64, stop_at_next: Option<bool>) {
+        let mut fixed = self.fixed();
         let Some(word) = self.word(LIMIT) else { return };
-        // A panic elsewhere leaves a flag, which is valid whatever it is.
-        let mut fixed = self.inner.stop_at_next.lock().unwrap_or_else(PoisonError::into_inner);
         *fixed = stop_at_next.unwrap_or(*fixed);
         word.store(if *fixed { 0 } else { limit }, Ordering::SeqCst);
     }
 
     /// Has the guest ring the doorbell at its next safepoint.
     pub fn ring(&self) {
+        let _fixed = self.fixed();
         if let Some(word) = self.word(LIMIT) {
             word.store(0, Ordering::SeqCst);
         }

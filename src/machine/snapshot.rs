@@ -1,7 +1,10 @@
-//! What a log starts from. Here: the boot of a guest, as image and configuration, complete enough
-//! to run the guest anywhere on the same kind of CPU.
+//! What a log starts from: the boot of a guest, as image and configuration, complete enough to run the guest anywhere on the
+//! same kind of CPU; and the state of a machine that has run from there.
 
 use bincode::{Decode, Encode};
+
+use super::vcpu_state::VcpuState;
+use crate::devices::{DeviceStateError, DevicesState};
 
 /// Everything that decides how a guest boots. A log carries it, and a pair sends it to its backup.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -48,14 +51,57 @@ pub struct DiskConfig {
     pub identity: u128,
 }
 
+/// Version of [`MachineState`].
+pub const STATE_VERSION: u32 = 1;
+
 /// The state of a machine at an instant, without its memory: with that, and the boot it came from, the machine can be made anywhere on the
 /// same kind of CPU.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct MachineState {
+    /// [`STATE_VERSION`].
+    pub version: u32,
     /// Guest-caused exits before it.
     pub exits: u64,
     /// Safepoints before it.
     pub polls: u64,
+    /// The guest waits in `hlt`.
+    pub halted: bool,
+    /// The guest waits at the waiting port.
+    pub waiting: bool,
+    /// The operator has paused the machine.
+    pub paused: bool,
+    /// The guest's safepoint page, if it has named one.
+    pub safepoints: Option<SafepointState>,
+    /// The processor.
+    pub vcpu: VcpuState,
+    /// The devices.
+    pub devices: DevicesState,
+}
+
+/// A guest's safepoint page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SafepointState {
+    /// Its guest-physical address.
+    pub page: u64,
+    /// The count in it.
+    pub count: u64,
+}
+
+/// A state that no machine can be in, or none of this boot.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Written by another version.
+    #[error("the machine's state has version {0}, not {STATE_VERSION}")]
+    Version(u32),
+    /// Counts beyond what a guest can reach.
+    #[error("the machine's state is after {0} exits, which no guest reaches")]
+    Exits(u64),
+    /// The safepoint page does not lie in memory.
+    #[error("the guest's safepoint page is at {0:#x}, where there is none")]
+    SafepointPage(u64),
+    /// The devices.
+    #[error(transparent)]
+    Device(#[from] DeviceStateError),
 }
 
 /// One CPUID leaf of the guest's processor.

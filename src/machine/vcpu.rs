@@ -1,10 +1,11 @@
 //! The KVM virtual machine and its one vCPU. A raw exit becomes an enum of our own here, and nothing outside knows KVM.
 
 use kvm_bindings::{
-    KVM_CAP_X86_MSR_FILTER, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, Msrs, kvm_interrupt, kvm_msr_entry,
-    kvm_run, kvm_userspace_memory_region,
+    KVM_CAP_X86_MSR_FILTER, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
+    Msrs, kvm_interrupt, kvm_msr_entry, kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuExit, VcpuFd, VmFd};
+use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use xxhash_rust::xxh3::Xxh3Default;
@@ -12,6 +13,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use super::cpuid;
 use super::memory::Memory;
 use super::snapshot::CpuidLeaf;
+use super::vcpu_state::{self, VcpuState};
 
 /// The ioctl that `kvm-ioctls` has no wrapper for.
 mod ioctl {
@@ -46,6 +48,9 @@ pub enum KvmError {
     /// The host's CPU is of another kind.
     #[error(transparent)]
     Cpu(#[from] cpuid::CpuMismatch),
+    /// A processor's state that cannot be.
+    #[error("a processor cannot be in this state: {0}")]
+    State(&'static str),
     /// A call failed.
     #[error("KVM: {call} failed")]
     Call {
@@ -122,11 +127,45 @@ pub fn host_cpuid() -> Result<kvm_bindings::CpuId, KvmError> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))
 }
 
+/// A virtual machine: the part of it that all threads may use.
+pub struct Vm {
+    fd: VmFd,
+    /// Its one slot; mapped as long as the virtual machine is there.
+    memory: Memory,
+}
+
+impl Vm {
+    /// Has KVM log from now on which pages the guest writes, or no longer. Also while the guest runs.
+    pub fn log_written_pages(&self, log: bool) -> Result<(), KvmError> {
+        let start =
+            self.memory.get_host_address(GuestAddress(0)).map_err(|_| KvmError::Missing("guest memory at 0"))?;
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+            guest_phys_addr: 0,
+            memory_size: self.bytes(),
+            userspace_addr: start as u64,
+        };
+        // SAFETY: the region is the whole of `memory`, one mapping, which `self` keeps alive at least as long as the VM.
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
+    }
+
+    /// The pages that the guest has written since the last call, one bit each; may name more than were written.
+    pub fn take_written_pages(&self) -> Result<Vec<u64>, KvmError> {
+        self.fd.get_dirty_log(0, self.bytes() as usize).map_err(failed("KVM_GET_DIRTY_LOG"))
+    }
+
+    fn bytes(&self) -> u64 {
+        self.memory.iter().map(vm_memory::GuestMemoryRegion::len).sum()
+    }
+}
+
 /// A virtual machine with one vCPU.
 pub struct Vcpu {
     fd: VcpuFd,
-    vm: VmFd,
-    memory: Memory,
+    vm: Arc<Vm>,
+    /// Completing an access led to another exit, which [`run`](Self::run) has not told of yet.
+    exit_untold: bool,
 }
 
 impl Vcpu {
@@ -152,20 +191,17 @@ impl Vcpu {
         let ranges = GUEST_MSRS.map(|(base, msr_count)| MsrFilterRange { flags, base, msr_count, bitmap: &allow_all });
         vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges).map_err(failed("KVM_X86_SET_MSR_FILTER"))?;
 
-        let start = memory.get_host_address(GuestAddress(0)).map_err(|_| KvmError::Missing("guest memory at 0"))?;
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: if track { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
-            guest_phys_addr: 0,
-            memory_size: memory.iter().map(vm_memory::GuestMemoryRegion::len).sum(),
-            userspace_addr: start as u64,
-        };
-        // SAFETY: the region is the whole of `memory`, one mapping, which `self` keeps alive at least as long as the VM.
-        unsafe { vm.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
-        let fd = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
+        let vm = Arc::new(Vm { fd: vm, memory });
+        vm.log_written_pages(track)?;
+        let fd = vm.fd.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
         let leaves = cpuid::to_kvm(cpu).ok_or(KvmError::Missing("room for the guest's CPUID leaves"))?;
         fd.set_cpuid2(&leaves).map_err(failed("KVM_SET_CPUID2"))?;
-        Ok(Vcpu { fd, vm, memory })
+        Ok(Vcpu { fd, vm, exit_untold: false })
+    }
+
+    /// The virtual machine.
+    pub fn vm(&self) -> &Arc<Vm> {
+        &self.vm
     }
 
     /// Sets the registers with which a guest image is entered at `entry`.
@@ -178,6 +214,9 @@ impl Vcpu {
 
     /// Runs the guest to its next exit.
     pub fn run(&mut self) -> Result<Exit<'_>, KvmError> {
+        if std::mem::take(&mut self.exit_untold) {
+            return Ok(self.untold_exit());
+        }
         let run: *const kvm_run = self.fd.get_kvm_run();
         // SAFETY: `run` points to the mapped `kvm_run` of this vCPU, which lives as long as `self.fd`; only called after a port exit, when the union holds `io`.
         let element_size = || usize::from(unsafe { (*run).__bindgen_anon_1.io.size });
@@ -197,15 +236,55 @@ impl Vcpu {
         }
     }
 
-    /// Completes the access of the last exit without running the guest, so that the registers are whole.
-    pub fn complete_access(&mut self) -> Result<(), KvmError> {
+    /// Completes the access of the last exit without running the guest, so that the registers are whole. False: the instruction goes on
+    /// with another access, which is the next exit.
+    pub fn complete_access(&mut self) -> Result<bool, KvmError> {
+        if self.exit_untold {
+            return Ok(false);
+        }
         self.fd.set_kvm_immediate_exit(1);
         let result = self.fd.run().map(|_| ());
         self.fd.set_kvm_immediate_exit(0);
         match result {
-            Err(e) if e.errno() == libc_errno::EINTR => Ok(()),
-            Ok(()) => Ok(()),
+            Err(e) if e.errno() == libc_errno::EINTR => Ok(true),
+            Ok(()) => {
+                self.exit_untold = true;
+                Ok(false)
+            }
             Err(source) => Err(KvmError::Call { call: "KVM_RUN", source }),
+        }
+    }
+
+    /// The exit that completing an access has led to, out of what KVM left in `kvm_run`.
+    fn untold_exit(&mut self) -> Exit<'_> {
+        let run: *mut kvm_run = self.fd.get_kvm_run();
+        // SAFETY: `run` points to the mapped `kvm_run` of this vCPU, which lives as long as `self.fd` and which nobody else uses while `self` is
+        // borrowed. KVM has set the member of the union that belongs to the exit's reason, and the data of a port access lies
+        // within the same mapping, as the interface says.
+        unsafe {
+            match (*run).exit_reason {
+                KVM_EXIT_MMIO => {
+                    let mmio = &mut (*run).__bindgen_anon_1.mmio;
+                    let length = (mmio.len as usize).min(mmio.data.len());
+                    match mmio.is_write {
+                        0 => Exit::MmioRead { address: mmio.phys_addr, data: &mut mmio.data[..length] },
+                        _ => Exit::MmioWrite { address: mmio.phys_addr, data: &mmio.data[..length] },
+                    }
+                }
+                KVM_EXIT_IO => {
+                    let io = (*run).__bindgen_anon_1.io;
+                    let size = usize::from(io.size);
+                    let start = run.cast::<u8>().add(io.data_offset as usize);
+                    let length = size * io.count as usize;
+                    match u32::from(io.direction) {
+                        KVM_EXIT_IO_IN => {
+                            Exit::PortRead { port: io.port, size, data: std::slice::from_raw_parts_mut(start, length) }
+                        }
+                        _ => Exit::PortWrite { port: io.port, size, data: std::slice::from_raw_parts(start, length) },
+                    }
+                }
+                _ => Exit::CannotExecute,
+            }
         }
     }
 
@@ -239,11 +318,7 @@ impl Vcpu {
 
     /// The general registers, in the order of [`REGISTER_NAMES`](super::digest::REGISTER_NAMES). Complete the last access first.
     pub fn registers(&self) -> Result<[u64; 18], KvmError> {
-        let r = self.fd.get_regs().map_err(failed("KVM_GET_REGS"))?;
-        Ok([
-            r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
-            r.r15, r.rip, r.rflags,
-        ])
+        Ok(vcpu_state::registers(&self.fd.get_regs().map_err(failed("KVM_GET_REGS"))?))
     }
 
     /// Hash of segment, control, debug and model-specific registers, and of pending events.
@@ -307,10 +382,50 @@ impl Vcpu {
         Ok(hash.digest())
     }
 
-    /// The pages written since the last call, one bit each; may name more than were written.
-    pub fn take_dirty(&self) -> Result<Vec<u64>, KvmError> {
-        let size = self.memory.iter().map(vm_memory::GuestMemoryRegion::len).sum::<u64>();
-        self.vm.get_dirty_log(0, size as usize).map_err(failed("KVM_GET_DIRTY_LOG"))
+    /// The whole state. Complete the last access first.
+    pub fn state(&self) -> Result<VcpuState, KvmError> {
+        Ok(VcpuState::from_kvm(
+            &self.fd.get_regs().map_err(failed("KVM_GET_REGS"))?,
+            &self.fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?,
+            &self.fd.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?,
+            &self.fd.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?,
+            &self.fd.get_xsave().map_err(failed("KVM_GET_XSAVE"))?,
+            self.msrs()?,
+        ))
+    }
+
+    /// Takes on `state`, and forgets the last exit: any half done access must have been completed, or not be wanted.
+    pub fn set_state(&mut self, state: &VcpuState) -> Result<(), KvmError> {
+        let xsave = state.kvm_xsave().ok_or(KvmError::State("the FPU's state has another size"))?;
+        let known = GUEST_MSRS.iter().flat_map(|&(base, count)| base..base + count);
+        if !known.eq(state.msrs.iter().map(|(index, _)| *index)) {
+            return Err(KvmError::State("it has other model-specific registers than guests have"));
+        }
+        let entries: Vec<kvm_msr_entry> =
+            state.msrs.iter().map(|&(index, data)| kvm_msr_entry { index, data, ..Default::default() }).collect();
+        let msrs = Msrs::from_entries(&entries).map_err(|_| KvmError::Missing("room for the guest's MSRs"))?;
+        // What the last exit left half done would otherwise be done at the next run, to the new state.
+        while !self.complete_access()? {
+            self.exit_untold = false;
+        }
+        self.fd.set_sregs(&state.sregs()).map_err(failed("KVM_SET_SREGS"))?;
+        self.fd.set_regs(&state.regs()).map_err(failed("KVM_SET_REGS"))?;
+        // SAFETY: KVM_SET_XSAVE reads as many bytes as KVM_CHECK_EXTENSION(KVM_CAP_XSAVE2) says, which is more than this structure has only where a
+        // process has asked for features of its own (`arch_prctl`), which this one does not do.
+        unsafe { self.fd.set_xsave(&xsave) }.map_err(failed("KVM_SET_XSAVE"))?;
+        if self.fd.set_msrs(&msrs).map_err(failed("KVM_SET_MSRS"))? != entries.len() {
+            return Err(KvmError::State("KVM does not take one of its model-specific registers"));
+        }
+        self.fd.set_debug_regs(&state.debug_registers()).map_err(failed("KVM_SET_DEBUGREGS"))?;
+        // Last: setting the general registers drops what is pending.
+        self.fd.set_vcpu_events(&state.vcpu_events()).map_err(failed("KVM_SET_VCPU_EVENTS"))?;
+        // Without an interrupt controller of its own, KVM takes this one from here with every run.
+        self.fd.get_kvm_run().cr8 = state.control[4];
+        // Whether the guest takes interrupts, KVM says only after a run.
+        match self.complete_access()? {
+            true => Ok(()),
+            false => Err(KvmError::State("the processor does not stand between two instructions")),
+        }
     }
 }
 

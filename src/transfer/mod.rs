@@ -1,3 +1,4 @@
 //! A machine's state on its way to a new backup or into a file.
 
 pub mod chunk;
+pub mod state;
