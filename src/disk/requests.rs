@@ -387,7 +387,8 @@ impl Queue {
                 self.done.pop_front();
                 continue;
             };
-            let elsewhere = self.is_elsewhere(item.entry);
+            // A shared image must not have changed since, so what has not kept changes back until now is not the backup's to read.
+            let elsewhere = self.is_elsewhere(item.entry) && (self.mode == Mode::Separate || item.blocks);
             if let Ask::Read { bytes: more, .. } = &*item.ask {
                 if bytes > 0 && (bytes + *more as usize > MAX_REQUEST || elsewhere != self.batch_elsewhere) {
                     break;
