@@ -23,7 +23,7 @@ pub const NAME: &str = "transfer";
 
 const KV: u16 = 6379;
 const MEMORY_MIB: u64 = 256;
-const FILLED_MIB: u64 = 128;
+const FILLED_MIB: u64 = 96;
 const CLIENTS: usize = 8;
 /// The link of a data centre; the cable itself is as fast as memory.
 const LINK_GBIT: u32 = 10;
@@ -117,8 +117,8 @@ async fn filled(site: &Site) -> anyhow::Result<Unprotected> {
     let mut client = Connection::open(&format!("{GUEST}:{KV}")).await?;
     let ok = |reply: Reply| (reply == Reply::Simple(b"OK")).then_some(());
     let mut state = getrandom::u64()? | 1;
-    for key in 0..FILLED_MIB * 4 {
-        let value: String = (0..(256 << 10) / 16)
+    for key in 0..FILLED_MIB * 16 {
+        let value: String = (0..(64 << 10) / 16)
             .map(|_| {
                 state ^= state << 13;
                 state ^= state >> 7;
