@@ -53,11 +53,19 @@ fn ten_thousand_schedules_keep_every_promise() {
         "a backup goes live",
         "a backup takes over from a dead primary",
         "a backup gives up a primary that is not dead",
-        "the primary goes on alone",
+        "a host goes on alone",
         "a side loses at the arbiter and stops",
         "a protected primary wakes from a long sleep",
         "a process wakes from a long sleep",
-        "a late backup is refused",
+        "a backup joins a running guest",
+        "a running guest is protected",
+        "a transfer is broken off",
+        "a state is taken for a transfer that is over",
+        "protection restores itself",
+        "the roles change",
+        "a switch does not take place",
+        "a guest that was handed over is taken back",
+        "a fault strikes while something is changing",
         "the log's window fills",
         "a host dies with released outputs in its hands",
         "a host is stopped with released outputs in its hands",
@@ -141,4 +149,34 @@ fn the_checker_finds_a_survivor_that_repeats_nothing() {
 #[test]
 fn the_checker_finds_a_primary_that_takes_acknowledged_for_left() {
     assert!(catches(Plant::LeftFromAcks).contains_key(&Broken::Missing));
+}
+
+#[test]
+fn the_checker_finds_outputs_that_leave_while_a_backup_joins() {
+    assert!(catches(Plant::JoiningLeaks).contains_key(&Broken::ReleasedUnheld));
+}
+
+#[test]
+fn the_checker_finds_a_welcome_without_a_lease() {
+    assert!(catches(Plant::NoLeaseAtTheWelcome).contains_key(&Broken::LeftAfterTheSurvivor));
+}
+
+#[test]
+fn the_checker_finds_a_handover_before_all_is_acknowledged() {
+    assert!(catches(Plant::EarlyHandover).contains_key(&Broken::ReleasedUnheld));
+}
+
+#[test]
+fn the_checker_finds_a_guest_that_is_taken_back_without_the_arbiter() {
+    assert!(catches(Plant::TakeBackUnasked).contains_key(&Broken::TwoLive));
+}
+
+#[test]
+fn the_checker_finds_an_heir_that_thinks_it_has_won_alone() {
+    assert!(catches(Plant::HeirAlone).contains_key(&Broken::TwoLive));
+}
+
+#[test]
+fn the_checker_finds_an_heir_that_lets_out_what_nobody_else_has() {
+    assert!(catches(Plant::HeirLeaks).contains_key(&Broken::ReleasedUnheld));
 }

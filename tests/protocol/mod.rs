@@ -1,8 +1,11 @@
 //! What the simulator's hosts run and what its world has seen: a tiny deterministic guest, and the checker of the
 //! promises.
 
+mod faults;
 mod guests;
 mod hosts;
+mod process;
+mod roles;
 mod surroundings;
 pub mod world;
 
@@ -101,8 +104,21 @@ impl Guest {
 /// Which host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
-    P,
+    /// It starts as the primary.
+    A,
+    /// It starts as the backup.
     B,
+}
+
+impl std::ops::Not for Side {
+    type Output = Side;
+
+    fn not(self) -> Side {
+        match self {
+            Side::A => Side::B,
+            Side::B => Side::A,
+        }
+    }
 }
 
 /// A broken promise.
@@ -162,13 +178,9 @@ impl Checker {
         }
     }
 
-    /// A backup goes on from this history.
-    pub fn on_survivor(&mut self, now: u64, history: &[Entry]) {
-        let outputs = history.iter().filter_map(|entry| match entry {
-            Entry::Output(content) => Some(*content),
-            Entry::Event(_) => None,
-        });
-        let held = outputs.zip(&self.seen).filter(|(held, seen)| held == *seen).count();
+    /// A host goes on with a guest that has put this out, by entry number and content.
+    pub fn on_survivor(&mut self, now: u64, outputs: &[(u64, u64)]) {
+        let held = outputs.iter().zip(&self.seen).filter(|((_, held), seen)| held == *seen).count();
         self.expect(held == self.seen.len(), Broken::Lost, now);
     }
 
