@@ -11,7 +11,9 @@ impl World {
         if self.host(side).dead {
             return;
         }
-        let idle = self.guest_idles && !self.healed;
+        let taking_over =
+            matches!(self.host(side).backup_state(), Some(backup::State::Taking(_) | backup::State::GoingLive));
+        let idle = self.guest_idles && !self.healed && !taking_over;
         let longest = if idle { 500 * MS } else { [6 * MS, 30 * MS][usize::from(self.rng.one_in(40))] };
         let pause = self.rng.range(300 * US, longest);
         self.own(side, pause, Own::Work);
@@ -157,6 +159,8 @@ impl World {
             Some(primary::State::Protected) => (entry >= host.base && entry >= held).then_some(Broken::ReleasedUnheld),
             // The last ones of a guest that has ended, slow to leave.
             Some(primary::State::Stopped(_)) if host.ended => None,
+            // An acknowledgement may release the last ones and begin the handover: they leave before the hold.
+            Some(primary::State::HandingOver { .. }) if !host.on_hold => None,
             _ => Some(Broken::ReleasedWhileAsking),
         };
         let overslept = host.overslept;

@@ -200,10 +200,12 @@ impl World {
                 if below == u64::MAX {
                     self.on_alone(side);
                 }
+                self.host(side).on_hold = false;
                 self.host(side).held.release(below);
                 self.write_soon(side);
             }
             primary::Action::Hold => {
+                self.host(side).on_hold = true;
                 if self.plant == Plant::IgnoreHold {
                     self.host(side).held.release(u64::MAX);
                 } else {
@@ -317,7 +319,8 @@ impl World {
     fn suspects(&mut self, side: Side, suspicion: &Suspicion) {
         self.host(side).for_silence = matches!(suspicion, Suspicion::Silence { .. } | Suspicion::NotTaken);
         let busy = *suspicion == Suspicion::Refused(Refusal::Busy);
-        self.checker.expect(busy || !self.faultless, Broken::Needless, self.now);
+        let fine = busy || self.guest_ended || !self.faultless;
+        self.checker.expect(fine, Broken::Needless, self.now);
     }
 
     fn stopped(&mut self, side: Side, reason: &StopReason) {

@@ -153,8 +153,11 @@ pub enum Broken {
 /// What the outside world has seen.
 #[derive(Debug, Default)]
 pub struct Checker {
-    /// Content of each output that has left, by position.
-    seen: Vec<u64>,
+    /// Content of each output that has left, by position; `None`: given up by a network that did not take it.
+    seen: Vec<Option<u64>>,
+    /// Outputs at positions below this may be given up: the network did not take them within a time-out, and then a backup that
+    /// does not have them was taken.
+    pub given_up: usize,
     pub broken: BTreeMap<Broken, u64>,
 }
 
@@ -171,16 +174,26 @@ impl Checker {
 
     /// The output at `position` leaves a host.
     pub fn on_release(&mut self, now: u64, position: usize, content: u64) {
-        match self.seen.get(position) {
-            Some(&before) => self.expect(before == content, Broken::Contradicted, now),
-            None if position == self.seen.len() => self.seen.push(content),
+        let gap = self.seen.len()..position;
+        if !gap.is_empty() && position <= self.given_up {
+            self.seen.resize(position, None);
+        }
+        if position == self.seen.len() {
+            return self.seen.push(Some(content));
+        }
+        match self.seen.get_mut(position) {
+            Some(before) => {
+                let before = *before.get_or_insert(content);
+                self.expect(before == content, Broken::Contradicted, now);
+            }
             None => self.broke(Broken::OutOfOrder, now),
         }
     }
 
     /// A host goes on with a guest that has put this out, by entry number and content.
     pub fn on_survivor(&mut self, now: u64, outputs: &[(u64, u64)]) {
-        let held = outputs.iter().zip(&self.seen).filter(|((_, held), seen)| held == *seen).count();
+        let held =
+            outputs.iter().zip(&self.seen).filter(|((_, held), seen)| seen.is_none_or(|seen| seen == *held)).count();
         self.expect(held == self.seen.len(), Broken::Lost, now);
     }
 

@@ -38,6 +38,8 @@ pub(super) struct Process {
     pub(super) held: HeldOutputs<u64>,
     /// Outputs were released, and the process has not come to writing them.
     pub(super) writing: bool,
+    /// Nothing may leave until the next release.
+    pub(super) on_hold: bool,
     /// Released outputs may be written before this.
     pub(super) lease_until_ns: u64,
     /// Outputs of entries below this number have left, by what the primary says.
@@ -92,6 +94,7 @@ impl Process {
             guest: Guest::default(),
             held: HeldOutputs::default(),
             writing: false,
+            on_hold: false,
             lease_until_ns: u64::MAX,
             left: 0,
             running: false,

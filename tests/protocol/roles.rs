@@ -61,12 +61,12 @@ impl World {
         if host.ended || !host.running {
             return;
         }
+        self.queue_outputs(side);
         let (mut bytes, value) = (Vec::new(), self.rng.next());
         self.host(side).guest.event(value).encode(&mut bytes);
         self.host(side).parked = true;
         let appended = primary::Input::Appended { entries: 1, bytes: bytes.len() as u32 };
         self.primary_on(side, appended, &bytes);
-        self.queue_outputs(side);
         if let (Plant::EarlyHandover, Some(Message::Ack { executed, executed_stamp, received_stamp, .. })) =
             (self.plant, self.host(side).last_ack.clone())
         {
@@ -97,28 +97,33 @@ impl World {
     }
 
     pub(super) fn go_live(&mut self, side: Side, entries: u64, alone: bool) {
-        let forget = self.plant == Plant::ForgetTail;
+        let forget = self.plant == Plant::ForgetTail && alone;
         let other_is_dead = self.host(!side).dead;
         let host = self.host(side);
         host.alone = alone;
         if forget {
             let passed = host.guest.passed - host.log_base;
             host.log.truncate(passed as usize);
+            // What it does from here on is another guest's life.
+            self.over = true;
         } else {
             assert_eq!(entries, host.entries());
         }
+        let host = self.host(side);
         let mut guest = host.guest.clone();
         for entry in &host.log[(guest.passed - host.log_base) as usize..] {
             guest.replay(*entry);
         }
         self.checker.on_survivor(self.now, &guest.outputs);
+        // However little the guest had to do until now.
+        self.own(side, MS, Own::Work);
         if alone && other_is_dead {
             self.fact("a backup takes over from a dead primary");
         }
     }
 
     pub(super) fn become_primary(&mut self, side: Side) {
-        let repeats_nothing = self.plant == Plant::RepeatNothing;
+        let (repeats_nothing, no_lease) = (self.plant == Plant::RepeatNothing, self.plant == Plant::IgnoreLease);
         let host = self.host(side);
         let Machine::Backup(backup) = std::mem::replace(&mut host.machine, Machine::Changing) else {
             panic!("only a backup becomes a primary");
@@ -127,7 +132,7 @@ impl World {
         host.machine = Machine::Primary(Primary::from_backup(backup));
         (host.running, host.parked, host.stalled, host.transfer) = (!host.ended, false, false, None);
         (host.last_ack, host.base) = (None, host.guest.passed);
-        host.lease_until_ns = 0;
+        host.lease_until_ns = if no_lease { u64::MAX } else { 0 };
         if repeats_nothing {
             host.left = host.guest.passed;
         }
@@ -178,7 +183,15 @@ impl World {
                 }
             }
             "joining" => self.fact("a backup joins a running guest"),
-            "protected" if self.host(side).base > 0 => self.fact("a running guest is protected"),
+            "protected" if self.host(side).base > 0 => {
+                self.fact("a running guest is protected");
+                let host = self.host(side);
+                if host.held.left_below() < host.base {
+                    let given_up = host.guest.outputs.partition_point(|(entry, _)| *entry < host.base);
+                    self.checker.given_up = given_up;
+                    self.fact("a network that takes nothing keeps no guest unprotected");
+                }
+            }
             _ => {}
         }
         let changing =

@@ -176,6 +176,8 @@ pub struct World {
     pub(super) guest_started: bool,
     pub(super) guest_ended: bool,
     pub(super) seen_before_progress: usize,
+    /// The rest says nothing.
+    pub(super) over: bool,
     pub checker: Checker,
     /// What happened, for the "sometimes" facts.
     pub facts: BTreeMap<&'static str, u64>,
@@ -234,6 +236,7 @@ impl World {
             guest_started: false,
             guest_ended: false,
             seen_before_progress: 0,
+            over: false,
             checker: Checker::default(),
             facts: BTreeMap::new(),
             rng,
@@ -260,14 +263,14 @@ impl World {
         self.at(HEAL, Event::Heal);
         self.at(PROGRESS_FROM, Event::MarkProgress);
         while let Some(Reverse((at, sequence))) = self.queue.pop() {
-            if at > END || !self.checker.broken.is_empty() {
+            if at > END || self.over || !self.checker.broken.is_empty() {
                 break;
             }
             self.now = at;
             let event = self.events.remove(&sequence).expect("every queued event is kept");
             self.on_event(event);
         }
-        if self.checker.broken.is_empty() {
+        if !self.over && self.checker.broken.is_empty() {
             self.demand_progress();
         }
     }
