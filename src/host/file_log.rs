@@ -74,9 +74,9 @@ pub struct Watch {
 }
 
 impl<R: Read> FileSource<R> {
-    /// The entries of `reader`, from its first.
+    /// The entries of `reader`, from where it stands.
     pub fn new(reader: LogReader<R>, watch: Arc<Watch>) -> Self {
-        FileSource { reader, next: None, taken: 0, watch, seen: Box::new(|_| ()) }
+        FileSource { taken: reader.entries(), reader, next: None, watch, seen: Box::new(|_| ()) }
     }
 
     /// The same, and `seen` is told of each entry that the machine takes.
