@@ -16,6 +16,7 @@ pub mod redis_benchmark;
 pub mod remote;
 pub mod replay;
 pub mod site;
+pub mod snapshot;
 pub mod status;
 pub mod stop;
 
@@ -24,6 +25,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::console::wire::Command as Asked;
 use crate::machine::doors::EndReason;
 
 /// Exit status: something failed, or is not possible as asked.
@@ -50,6 +52,10 @@ enum Command {
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
     Stop(stop::StopArgs),
+    Pause(stop::PauseArgs),
+    Resume(stop::ResumeArgs),
+    Reset(stop::ResetArgs),
+    Snapshot(snapshot::SnapshotArgs),
     Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
 }
@@ -94,7 +100,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Backup(args) => pair::run_backup(args),
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
-        Command::Stop(args) => stop::run(args),
+        Command::Stop(args) => stop::run(&args.addresses, Asked::Stop),
+        Command::Pause(args) => stop::run(&args.addresses, Asked::Pause),
+        Command::Resume(args) => stop::run(&args.addresses, Asked::Resume),
+        Command::Reset(args) => stop::run(&args.addresses, Asked::Reset),
+        Command::Snapshot(args) => snapshot::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Demo(args) => demo::run(args),
     }

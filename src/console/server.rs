@@ -40,8 +40,12 @@ const GRACE: Duration = Duration::from_millis(500);
 pub trait ControlHandler: Send + Sync {
     /// What this host says about its machine.
     fn status(&self) -> Status;
-    /// `who` asks the machine to stop.
-    fn stop(&self, who: &Who) -> Result<(), ControlError>;
+    /// `who` asks for something to be done; what is being done, in words. (A snapshot is asked for below.)
+    fn request(&self, who: &Who, command: Command) -> Result<&'static str, ControlError>;
+    /// `who` asks for a snapshot: the frames of a log that starts from it. They end with a close frame; without one, it failed.
+    fn snapshot(&self, _who: &Who) -> Result<mpsc::Receiver<Vec<u8>>, ControlError> {
+        Err(ControlError::NotPossible("this host takes no snapshots"))
+    }
 }
 
 /// Who is at the other end of a connection.
@@ -60,6 +64,9 @@ pub enum ControlError {
     /// The guest has ended already.
     #[error("the guest has ended already")]
     Ended,
+    /// It cannot be done now or here, and why.
+    #[error("{0}")]
+    NotPossible(&'static str),
 }
 
 /// Why a connection ended before its time.
@@ -218,6 +225,9 @@ async fn accepted(
             Some(ClientMessage::Attach(attach)) => return Ok(Some(attach)),
             Some(ClientMessage::Input { .. }) => return Err(ConnectionError::OutOfPlace("input")),
             Some(ClientMessage::StatusRequest) => answer_status(shared, &mut out),
+            Some(ClientMessage::Control(Command::Snapshot)) => {
+                return send_snapshot(writer, who, shared).await.map(|()| None);
+            }
             Some(ClientMessage::Control(command)) => answer_control(shared, who, command, &mut out),
             Some(ClientMessage::KeepAlive) => {}
             None => return Ok(None),
@@ -411,14 +421,49 @@ fn answer_status(shared: &Shared, out: &mut Vec<u8>) {
 
 fn answer_control(shared: &Shared, who: &Who, command: Command, out: &mut Vec<u8>) {
     let result = match command {
-        Command::Stop => shared.control.stop(who),
+        Command::Snapshot => Err(ControlError::NotPossible("a snapshot needs a connection of its own")),
+        command => shared.control.request(who, command),
     };
+    answer(who, command, result, out);
+}
+
+fn answer(who: &Who, command: Command, result: Result<&'static str, ControlError>, out: &mut Vec<u8>) {
     let answer = match result {
-        Ok(()) => Answer { accepted: true, text: "the machine is being stopped".into() },
+        Ok(text) => Answer { accepted: true, text: text.into() },
         Err(error) => Answer { accepted: false, text: error.to_string() },
     };
     tracing::info!(address = %who.address, ?command, accepted = answer.accepted, "control");
     ServerMessage::Answer(answer).encode(out);
+}
+
+/// Sends a snapshot, if there is one to be had, after which the connection ends.
+async fn send_snapshot(
+    writer: &mut (impl AsyncWrite + Unpin),
+    who: &Who,
+    shared: &Shared,
+) -> Result<(), ConnectionError> {
+    let (mut out, mut closing) = (Vec::new(), shared.closing.clone());
+    let (mut frames, result) = match shared.control.snapshot(who) {
+        Ok(frames) => (Some(frames), Ok("a snapshot is being taken")),
+        Err(error) => (None, Err(error)),
+    };
+    answer(who, Command::Snapshot, result, &mut out);
+    writer.write_all(&out).await?;
+    while let Some(receiver) = &mut frames {
+        // A client that does not read is given up: until then, the guest's pages wait in memory.
+        let next = tokio::select! {
+            biased;
+            _ = closing.wait_for(|&closing| closing) => None,
+            next = receiver.recv() => next,
+        };
+        match next {
+            Some(frame) => {
+                timeout(CLIENT_SILENCE_MAX, writer.write_all(&frame)).await.map_err(|_| ConnectionError::Silent)??
+            }
+            None => frames = None,
+        }
+    }
+    Ok(())
 }
 
 async fn refuse(mut writer: impl AsyncWrite + Unpin, refusal: Refusal) -> Result<(), ConnectionError> {

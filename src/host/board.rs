@@ -4,11 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
+use super::snapshots::{self, Operated};
 use crate::console::hub::Hub;
 use crate::console::server::{ControlError, ControlHandler, Who};
 use crate::console::status::{GuestState, Status};
+use crate::console::wire::Command;
+use crate::machine::doors::Control;
 use crate::machine::safepoint::Safepoints;
 
 /// The status of this host, and the operator's wish to stop.
@@ -17,6 +20,7 @@ pub struct Board {
     status: Mutex<Status>,
     /// Of the machine, once there is one: where it stands is asked of itself.
     safepoints: Mutex<Option<Safepoints>>,
+    operated: Mutex<Option<Operated>>,
     began: Instant,
     stop: Notify,
     live: AtomicBool,
@@ -30,6 +34,7 @@ impl Board {
             hub,
             status: Mutex::new(status),
             safepoints: Mutex::new(None),
+            operated: Mutex::new(None),
             began: Instant::now(),
             stop: Notify::new(),
             live: AtomicBool::new(false),
@@ -68,13 +73,60 @@ impl ControlHandler for Board {
         if let Some(safepoints) = &*self.safepoints.lock().unwrap_or_else(PoisonError::into_inner) {
             (status.instant_exits, status.instant_polls) = (safepoints.exits(), safepoints.count());
         }
+        if status.guest == GuestState::Running
+            && self.operated().is_some_and(|operated| operated.subject.world.paused())
+        {
+            status.guest = GuestState::Paused;
+        }
         status.console = self.hub.console_status();
         status.outputs_held = status.console.outputs_held;
         status.uptime_ms = self.began.elapsed().as_millis() as u64;
         status
     }
 
-    fn stop(&self, who: &Who) -> Result<(), ControlError> {
+    fn request(&self, who: &Who, command: Command) -> Result<&'static str, ControlError> {
+        self.may_be_asked()?;
+        tracing::info!(who = %who.address, ?command, "asked to do something with the machine");
+        let control = match command {
+            Command::Stop => {
+                self.stop.notify_one();
+                return Ok("the machine is being stopped");
+            }
+            Command::Pause => Control::Pause,
+            Command::Resume => Control::Resume,
+            Command::Reset => Control::Reset,
+            Command::Snapshot => return Err(ControlError::NotPossible("a snapshot is asked for in another way")),
+        };
+        let operated = self.operated().ok_or(ControlError::NotPossible("the machine cannot be operated yet"))?;
+        operated.subject.world.control(control);
+        Ok(match control {
+            Control::Pause => "the machine is being paused",
+            Control::Resume => "the machine goes on",
+            Control::Reset => "the machine is being reset",
+            Control::Switch => unreachable!("not asked for here"),
+        })
+    }
+
+    fn snapshot(&self, who: &Who) -> Result<mpsc::Receiver<Vec<u8>>, ControlError> {
+        self.may_be_asked()?;
+        let operated = self.operated().ok_or(ControlError::NotPossible("the machine cannot be operated yet"))?;
+        tracing::info!(who = %who.address, "asked for a snapshot");
+        snapshots::stream(operated).map_err(|_| ControlError::NotPossible("no thread for the snapshot"))
+    }
+}
+
+impl Board {
+    /// The machine that operators reach, once it lives here.
+    pub fn operate(&self, operated: Operated) {
+        *self.operated.lock().unwrap_or_else(PoisonError::into_inner) = Some(operated);
+    }
+
+    fn operated(&self) -> Option<Operated> {
+        self.operated.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether what an operator wants is for this host.
+    fn may_be_asked(&self) -> Result<(), ControlError> {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(status.guest, GuestState::Ended(_)) {
             return Err(ControlError::Ended);
@@ -82,8 +134,6 @@ impl ControlHandler for Board {
         if !self.live.load(SeqCst) {
             return Err(ControlError::NotLive(status.peer.clone()));
         }
-        tracing::info!(who = %who.address, "asked to stop the machine");
-        self.stop.notify_one();
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ pub mod outgoing;
 pub mod outlets;
 pub mod primary;
 pub mod referee;
+pub mod snapshots;
 pub mod solo;
 pub mod vcpu_thread;
 

@@ -395,7 +395,8 @@ impl LogReader<File> {
             let Ok(header) = Header::parse(&header) else { break };
             match header.kind {
                 FrameKind::Chunk => {
-                    first_chunk = first_chunk.filter(|&(number, _)| number == header.number).or(Some((header.number, offset)));
+                    first_chunk =
+                        first_chunk.filter(|&(number, _)| number == header.number).or(Some((header.number, offset)));
                 }
                 FrameKind::State if header.number > entry => break,
                 FrameKind::State => {
@@ -481,7 +482,9 @@ impl<R: Read> LogReader<R> {
 
     /// The next part of the state that comes first.
     pub fn next_state_frame(&mut self) -> Result<StateFrame<'_>, LogError> {
-        let Some(coming) = self.coming.filter(|coming| coming.before.is_none()) else { return Err(LogError::StateFirst) };
+        let Some(coming) = self.coming.filter(|coming| coming.before.is_none()) else {
+            return Err(LogError::StateFirst);
+        };
         loop {
             let offset = self.offset;
             let Next::Frame(header) = read_frame(&mut self.input, offset, &mut self.payload)? else {

@@ -305,7 +305,7 @@ impl ControlHandler for Owner {
         Status { vm: "vm".into(), host: self.0.clone(), role: Role::Backup, entries: 5, ..Status::default() }
     }
 
-    fn stop(&self, _who: &Who) -> Result<(), ControlError> {
+    fn request(&self, _: &Who, _: Command) -> Result<&'static str, ControlError> {
         Err(ControlError::NotLive(None))
     }
 }
