@@ -20,11 +20,13 @@ const NOT_INHERITED: [&str; 8] = [
 ];
 
 /// The guest's sources, and nothing else that lies there.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 16] = [
     "Cargo.toml",
     "Cargo.lock",
     "abi",
+    "aof",
     "apps",
+    "disk",
     "examples",
     "http",
     "kernels",

@@ -34,7 +34,7 @@ fn transmit(length: u32, pieces: u32, count: u64) -> f64 {
             driver.offer(TX, &buffers);
         }
         packets.clear();
-        spent += timed(|| driver.nic.transmit(&driver.memory, black_box(&mut packets)));
+        spent += timed(|| driver.device.transmit(&driver.memory, black_box(&mut packets)));
         assert_eq!(packets.len() as u64, count);
         while driver.take_used(TX).is_some() {}
     }
@@ -50,7 +50,7 @@ fn receive(length: usize, count: u64) -> f64 {
         (0..count).for_each(|number| {
             driver.offer(RX, &[(BUFFERS + number * 2048, 2048)]);
         });
-        spent += timed(|| driver.nic.receive(&driver.memory, black_box(&packets)));
+        spent += timed(|| driver.device.receive(&driver.memory, black_box(&packets)));
         let mut given_back = 0;
         while driver.take_used(RX).is_some() {
             given_back += 1;
@@ -66,7 +66,7 @@ fn room() -> f64 {
     let calls = ROUNDS * 100;
     let spent = timed(|| {
         for _ in 0..calls {
-            black_box(black_box(&driver.nic).room(&driver.memory));
+            black_box(black_box(&driver.device).room(&driver.memory));
         }
     });
     spent.as_nanos() as f64 / f64::from(calls)
@@ -78,7 +78,7 @@ fn idle() -> f64 {
     let mut packets = Packets::new();
     let spent = timed(|| {
         for _ in 0..calls {
-            driver.nic.transmit(&driver.memory, black_box(&mut packets));
+            driver.device.transmit(&driver.memory, black_box(&mut packets));
         }
     });
     spent.as_nanos() as f64 / f64::from(calls)

@@ -35,7 +35,16 @@ pub const APPS: &[App] = &[
         arguments: "[port=5001] [bytes=N]",
         about: "takes bulk data at the port, sends it at the one above",
     },
-    App { name: "kv", arguments: "[port=6379]", about: "a key-value server that speaks the Redis protocol" },
+    App {
+        name: "kv",
+        arguments: "[port=6379] [persist=1] [fsync=always|everysec|no] [format=1]",
+        about: "a key-value server that speaks the Redis protocol",
+    },
+    App {
+        name: "disk",
+        arguments: "[verify | bench read|write] [seed=N] [operations=N] [size=BYTES] [depth=N] [faults=1] [overlap=1]",
+        about: "torture of the disk, held against a model in memory; a check after a restart; a benchmark",
+    },
     App { name: "probe-crash", arguments: "triple|hlt|ud|loop|null|io|stack|panic", about: "ends badly" },
     App { name: "probe-irqoff", arguments: "[times]", about: "keeps interrupts off across many exits" },
     App { name: "probe-unclaimed", arguments: "", about: "reads and writes where nobody listens" },

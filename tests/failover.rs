@@ -97,7 +97,7 @@ fn fail(failure: Failure, job: Job, random: &mut Random, pauses: &mut Pauses) {
     load.work_for(Duration::from_millis(random.below(50)), random);
     let alive = |side: usize| {
         let state = pair.status(side).map(|status| status.state);
-        matches!(state.as_deref(), Some("live" | "unprotected")).then_some(side)
+        matches!(state.as_deref(), Some("unprotected")).then_some(side)
     };
     let survivor = match survivor {
         Some(side) => eventually("the survivor goes on alone", || alive(side)),

@@ -42,7 +42,7 @@ fn clients_keep_their_connections_and_their_writes_when_the_primary_is_killed() 
         let killed = Instant::now();
         pair.sides[0].kill();
         crowd.goes_on(20);
-        pair.waits_for(1, &["live"]);
+        pair.waits_for(1, &["unprotected"]);
         let seen = crowd.finish();
         seen.is_linearizable();
         gaps.extend(silence(&capture.one_after_the_other()));
@@ -82,7 +82,7 @@ fn nothing_was_answered_that_the_backup_did_not_know() {
         pair.sides[0].kill();
         pair.relay().cut(true);
         crowd.goes_on(20);
-        pair.waits_for(1, &["live"]);
+        pair.waits_for(1, &["unprotected"]);
         let seen = crowd.finish();
         seen.is_linearizable();
         capture.one_after_the_other();

@@ -15,7 +15,7 @@ use common::{Random, eventually, seed};
 fn one_lives(pair: &mut Pair) -> usize {
     let survivor = eventually("one lives and the other has stopped", || {
         let states = [0, 1].map(|side| pair.status(side).map_or("gone".into(), |status| status.state));
-        let lives = |state: &str| matches!(state, "live" | "unprotected");
+        let lives = |state: &str| matches!(state, "unprotected");
         assert!(!(lives(&states[0]) && lives(&states[1])), "both live: {states:?}");
         let gone = [pair.primary.status().is_some(), pair.backup.status().is_some()];
         assert!(gone != [true, true], "nobody lives");

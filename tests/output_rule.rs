@@ -83,7 +83,7 @@ fn what_has_left_a_killed_primary_is_what_the_backup_goes_on_from() {
         load.work_for(Duration::from_millis(random.below(30)), &mut random);
         pair.primary.kill();
         pair.relay.cut(true);
-        pair.waits_for(1, "live");
+        pair.waits_for(1, "unprotected");
         let left = eventually("the witness notices", || {
             let seen = witness.seen();
             (!seen.lost.is_empty()).then(|| seen.clone())

@@ -81,7 +81,7 @@ impl Hosts {
     #[track_caller]
     fn one_lives(&self, sides: &[usize]) -> usize {
         eventually("one lives", || {
-            let lives = [0, 1].map(|side| matches!(self.state(side).as_deref(), Some("live" | "unprotected")));
+            let lives = [0, 1].map(|side| matches!(self.state(side).as_deref(), Some("unprotected")));
             assert!(lives != [true, true], "both live");
             sides.iter().copied().find(|&side| lives[side])
         })

@@ -30,7 +30,7 @@ fn at_work() -> Driver {
     driver.receive(&[packet(1, 60)]);
     driver.want_interrupt_after(RX, 0x8000);
     driver.want_interrupt_after(TX, 0x8000);
-    driver.nic.take_edge();
+    driver.device.take_edge();
     driver.write32(VIRTIO_MMIO_INTERRUPT_ACK, u32::MAX);
     driver
 }
@@ -38,23 +38,23 @@ fn at_work() -> Driver {
 /// The card says so, does nothing any more, and is good again after a reset.
 fn needs_reset(driver: &mut Driver, misuse: Misuse, case: &str) {
     let live = driver.status() & VIRTIO_CONFIG_S_DRIVER_OK != 0;
-    assert_eq!(driver.nic.misuse(), Some(misuse), "{case}");
+    assert_eq!(driver.device.misuse(), Some(misuse), "{case}");
     assert!(driver.needs_reset(), "{case}");
-    assert_eq!(driver.nic.take_edge(), live, "{case}: a driver that is ready is told");
+    assert_eq!(driver.device.take_edge(), live, "{case}: a driver that is ready is told");
     assert_eq!(driver.read32(VIRTIO_MMIO_INTERRUPT_STATUS) & VIRTIO_MMIO_INT_CONFIG != 0, live, "{case}");
 
     driver.add_status(VIRTIO_CONFIG_S_DRIVER_OK);
     assert!(driver.needs_reset(), "{case}: no way out but a reset");
     let before = driver.bytes(0, END as usize);
-    assert_eq!(driver.nic.room(&driver.memory), 0, "{case}");
+    assert_eq!(driver.device.room(&driver.memory), 0, "{case}");
     assert_eq!(driver.transmit().len(), 0, "{case}");
     driver.receive(&[packet(1, 60)]);
     driver.write32(VIRTIO_MMIO_QUEUE_NOTIFY, TX as u32);
-    assert!(!driver.nic.take_edge(), "{case}: told once");
+    assert!(!driver.device.take_edge(), "{case}: told once");
     assert!(driver.bytes(0, END as usize) == before, "{case}: a card that needs a reset leaves memory alone");
 
     driver.start(USUAL);
-    assert_eq!(driver.nic.misuse(), None, "{case}");
+    assert_eq!(driver.device.misuse(), None, "{case}");
     works(driver, case);
 }
 
@@ -142,10 +142,10 @@ fn bad_chains() {
         }
         driver.make_available(queue, 0);
         if queue == RX {
-            let before = driver.nic.counters();
+            let before = driver.device.counters();
             driver.receive(&[packet(1, 60), packet(2, 60), packet(3, 60)]);
-            assert_eq!(driver.nic.counters().received, before.received + 1, "{case}");
-            assert_eq!(driver.nic.counters().receive_dropped, before.receive_dropped + 2, "{case}");
+            assert_eq!(driver.device.counters().received, before.received + 1, "{case}");
+            assert_eq!(driver.device.counters().receive_dropped, before.receive_dropped + 2, "{case}");
         } else {
             assert_eq!(driver.transmit().len(), 1, "{case}");
         }
@@ -164,7 +164,7 @@ fn bad_rings() {
             }
             let index = driver.queues[queue].next_avail.wrapping_add(ahead);
             driver.put16(driver.queues[queue].avail + 2, index);
-            assert!(driver.nic.room(&driver.memory) <= 256);
+            assert!(driver.device.room(&driver.memory) <= 256);
             if queue == RX {
                 driver.receive(&[packet(1, 60)]);
             } else {
@@ -220,7 +220,7 @@ fn queues_that_cannot_be() {
     driver.queues[TX].avail = END - 4096 - 518;
     assert!(driver.negotiate(USUAL));
     driver.set_up_queue(TX);
-    assert_eq!(driver.nic.misuse(), None);
+    assert_eq!(driver.device.misuse(), None);
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn registers_out_of_turn() {
             assert!(!driver.write32(VIRTIO_MMIO_QUEUE_NOTIFY, TX as u32));
         }),
         ("a write to the configuration space", Misuse::ConfigWritten, |driver| {
-            driver.nic.write(u64::from(VIRTIO_MMIO_CONFIG) + 5, &[9], &driver.memory);
+            driver.device.write(u64::from(VIRTIO_MMIO_CONFIG) + 5, &[9], &driver.memory);
         }),
     ];
     for (case, misuse, act) in cases {
@@ -271,13 +271,13 @@ fn registers_out_of_turn() {
     // Registers of a ready queue are locked: what is written there does nothing.
     let mut driver = at_work();
     driver.queues[RX] = Queue::at(END, 512);
-    let kept = driver.nic.state();
+    let kept = driver.device.state();
     driver.write32(VIRTIO_MMIO_QUEUE_SEL, RX as u32);
     for register in [VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_USED_HIGH] {
         driver.write32(register, 0xffff_fff3);
     }
     driver.write32(VIRTIO_MMIO_QUEUE_SEL, 1);
-    assert_eq!(driver.nic.state(), kept);
+    assert_eq!(driver.device.state(), kept);
 }
 
 /// As much work as a guest can make for one call: 256 chains of 256 descriptors each, one of them loose.
@@ -291,10 +291,10 @@ fn the_longest_chains_are_an_end_too() {
     driver.put_descriptor(driver.queues[TX].descriptors, 0, table, 4096, TABLE, 0);
     (0..256).for_each(|_| driver.make_available(TX, 0));
     let mut packets = Packets::new();
-    driver.nic.transmit(&driver.memory, &mut packets);
+    driver.device.transmit(&driver.memory, &mut packets);
     assert!(packets.is_empty());
-    assert_eq!(driver.nic.counters().send_dropped, 256);
-    assert_eq!(driver.nic.misuse(), None);
+    assert_eq!(driver.device.counters().send_dropped, 256);
+    assert_eq!(driver.device.misuse(), None);
     driver.put_descriptor(table, 255, BUFFERS, 4096, NEXT, 256);
     driver.put_descriptor(driver.queues[TX].descriptors, 0, table, 257 * 16, TABLE, 0);
     driver.make_available(TX, 0);

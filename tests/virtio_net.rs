@@ -42,26 +42,26 @@ fn the_card_is_found() {
     driver.write32(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 2);
     assert_eq!(driver.read32(VIRTIO_MMIO_DEVICE_FEATURES), 0);
     let mut config = [0xaa; 14];
-    driver.nic.read(VIRTIO_MMIO_CONFIG.into(), &mut config);
+    driver.device.read(VIRTIO_MMIO_CONFIG.into(), &mut config);
     assert_eq!(config, [2, 0, 0, 1, 2, 3, 1, 0, 0, 0, 0xdc, 0x05, 0, 0]);
     let mut byte = [0xaa];
-    driver.nic.read(u64::from(VIRTIO_MMIO_CONFIG) + 5, &mut byte);
+    driver.device.read(u64::from(VIRTIO_MMIO_CONFIG) + 5, &mut byte);
     assert_eq!(byte, [3]);
     // Whatever else there is to read is zero, and whatever is written in a wrong way is not written.
     for wrong in [0x002, 0x0fe, 0x0c0, 0x1fc] {
         assert_eq!(driver.read32(wrong), 0, "{wrong:#x}");
     }
     let mut half = [0xaa; 2];
-    driver.nic.read(0, &mut half);
+    driver.device.read(0, &mut half);
     assert_eq!(half, [0; 2]);
-    driver.nic.write(VIRTIO_MMIO_STATUS.into(), &[1], &driver.memory);
+    driver.device.write(VIRTIO_MMIO_STATUS.into(), &[1], &driver.memory);
     driver.write32(VIRTIO_MMIO_STATUS + 1, 1);
     driver.write32(VIRTIO_MMIO_MAGIC_VALUE, 1);
     assert_eq!(driver.status(), 0);
     assert_eq!(driver.read32(VIRTIO_MMIO_MAGIC_VALUE), 0x7472_6976);
     driver.write32(VIRTIO_MMIO_QUEUE_SEL, 2);
     assert_eq!(driver.read32(VIRTIO_MMIO_QUEUE_NUM_MAX), 0);
-    assert_eq!(driver.nic.misuse(), None);
+    assert_eq!(driver.device.misuse(), None);
 }
 
 /// Far enough for the rings' indexes, which have 16 bits, to wrap.
@@ -71,7 +71,7 @@ fn packets_go_both_ways_whole_and_in_order() {
     for number in 0..256 {
         offer_receive_buffer(&mut driver, number);
     }
-    assert_eq!(driver.nic.room(&driver.memory), 256);
+    assert_eq!(driver.device.room(&driver.memory), 256);
     let mut seed = 0;
     for round in 0..1000u32 {
         let packets: Vec<Vec<u8>> =
@@ -111,10 +111,10 @@ fn packets_go_both_ways_whole_and_in_order() {
         }
     }
     assert!(seed > 1 << 16, "{seed}");
-    let counters = driver.nic.counters();
+    let counters = driver.device.counters();
     assert_eq!((counters.sent, counters.received), (seed.into(), seed.into()));
     assert_eq!((counters.send_dropped, counters.receive_dropped), (0, 0));
-    assert_eq!(driver.nic.misuse(), None);
+    assert_eq!(driver.device.misuse(), None);
 }
 
 /// More than one batch carries: the chain that does not fit any more is the first of the next.
@@ -128,7 +128,7 @@ fn what_does_not_fit_into_a_batch_comes_with_the_next() {
         driver.offer(TX, &[(address, sent.len() as u32)]);
     }
     let mut first = Packets::new();
-    driver.nic.transmit(&driver.memory, &mut first);
+    driver.device.transmit(&driver.memory, &mut first);
     assert_eq!(first.len(), Packets::MAX_BYTES / 1526);
     let all: Vec<Vec<u8>> = first.iter().map(<[u8]>::to_vec).chain(driver.transmit()).collect();
     assert_eq!(all, packets);
@@ -177,7 +177,7 @@ fn indirect_tables_are_followed() {
     assert_eq!(driver.take_used(RX), Some((200, 512)));
     let found = [driver.bytes(RX_BUFFERS + 4000, 100), driver.bytes(RX_BUFFERS, 412)].concat();
     assert_eq!(found, delivered(&sent));
-    assert_eq!(driver.nic.misuse(), None);
+    assert_eq!(driver.device.misuse(), None);
 }
 
 /// Virtio 1.2, 2.7.10: an interrupt when the used index passes `used_event`; a notification asked for with `avail_event`.
@@ -191,18 +191,18 @@ fn event_indexes_are_kept() {
     // Used indexes 0 → 3: passes 2, and only once.
     driver.want_interrupt_after(RX, 2);
     driver.receive(&three[..2]);
-    assert!(!driver.nic.take_edge());
+    assert!(!driver.device.take_edge());
     assert_eq!(driver.read32(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
     driver.receive(&three[2..]);
-    assert!(driver.nic.take_edge());
-    assert!(!driver.nic.take_edge());
+    assert!(driver.device.take_edge());
+    assert!(!driver.device.take_edge());
     assert_eq!(driver.read32(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
     driver.receive(&three);
-    assert!(!driver.nic.take_edge());
+    assert!(!driver.device.take_edge());
     // Within a batch; and again without the first having been acknowledged.
     driver.want_interrupt_after(RX, 7);
     driver.receive(&three);
-    assert!(driver.nic.take_edge());
+    assert!(driver.device.take_edge());
     driver.write32(VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_VRING);
     assert_eq!(driver.read32(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
 
@@ -215,7 +215,7 @@ fn event_indexes_are_kept() {
         }
         assert!(driver.would_notify(TX, old), "round {round}: after all is sent, the card wants to hear of more");
         assert_eq!(driver.transmit().len(), 3);
-        assert!(!driver.nic.take_edge());
+        assert!(!driver.device.take_edge());
         (0..3).for_each(|_| assert!(driver.take_used(TX).is_some()));
     }
     // The receive queue is looked at without being asked to.
@@ -235,14 +235,14 @@ fn without_event_indexes_the_flags_are_kept() {
         offer_receive_buffer(&mut driver, number);
     }
     driver.receive(&[packet(1, 60)]);
-    assert!(driver.nic.take_edge());
+    assert!(driver.device.take_edge());
     // VIRTQ_AVAIL_F_NO_INTERRUPT.
     driver.put16(driver.queues[RX].avail, 1);
     driver.receive(&[packet(1, 60)]);
-    assert!(!driver.nic.take_edge());
+    assert!(!driver.device.take_edge());
     driver.offer(TX, &[(TX_BUFFERS, 60)]);
     assert_eq!(driver.transmit().len(), 1);
-    assert!(driver.nic.take_edge());
+    assert!(driver.device.take_edge());
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn what_is_no_packet_is_dropped_and_counted() {
     }
     assert_eq!(driver.transmit(), [good.clone(), good.clone()]);
     (0..4).for_each(|_| assert!(driver.take_used(TX).is_some()));
-    assert_eq!((driver.nic.counters().sent, driver.nic.counters().send_dropped), (2, 2));
+    assert_eq!((driver.device.counters().sent, driver.device.counters().send_dropped), (2, 2));
     // The longest packet there is.
     driver.offer(TX, &[(TX_BUFFERS, Packets::MAX_PACKET as u32)]);
     assert_eq!(driver.transmit().len(), 1);
@@ -265,13 +265,13 @@ fn what_is_no_packet_is_dropped_and_counted() {
     driver.receive(&[packet(1, 61), packet(2, 200), packet(3, 60), packet(4, 60)]);
     assert_eq!(driver.take_used(RX), Some((0, 72)));
     assert_eq!(driver.bytes(RX_BUFFERS, 72), delivered(&packet(3, 60)));
-    assert_eq!((driver.nic.counters().received, driver.nic.counters().receive_dropped), (1, 3));
+    assert_eq!((driver.device.counters().received, driver.device.counters().receive_dropped), (1, 3));
     // And a card that is not live has no buffers.
     driver.write32(VIRTIO_MMIO_STATUS, 0);
-    assert_eq!(driver.nic.room(&driver.memory), 0);
+    assert_eq!(driver.device.room(&driver.memory), 0);
     driver.receive(&[good]);
-    assert_eq!(driver.nic.counters().receive_dropped, 4);
-    assert_eq!(driver.nic.misuse(), None);
+    assert_eq!(driver.device.counters().receive_dropped, 4);
+    assert_eq!(driver.device.misuse(), None);
 }
 
 #[test]
@@ -297,10 +297,10 @@ fn features_are_agreed_on_or_refused() {
             assert!(driver.negotiate(VERSION_1));
         }
         // Once agreed on they stay.
-        let offloads = driver.nic.offloads();
+        let offloads = driver.device.offloads();
         driver.write32(VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0);
         driver.write32(VIRTIO_MMIO_DRIVER_FEATURES, (GUEST_CSUM | GUEST_TSO4) as u32);
-        assert_eq!(driver.nic.offloads(), offloads);
+        assert_eq!(driver.device.offloads(), offloads);
         let expected = agreed && features & GUEST_TSO4 != 0;
         assert_eq!(offloads, Offloads { guest_csum: expected, guest_tso4: expected });
     }
@@ -387,14 +387,14 @@ fn every_page_that_the_card_writes_is_marked() {
 fn room_is_never_more_than_the_queue() {
     let mut driver = Driver::new(CONFIG, 16);
     driver.start(USUAL);
-    assert_eq!(driver.nic.room(&driver.memory), 0);
+    assert_eq!(driver.device.room(&driver.memory), 0);
     offer_receive_buffer(&mut driver, 0);
-    assert_eq!(driver.nic.room(&driver.memory), 1);
+    assert_eq!(driver.device.room(&driver.memory), 1);
     driver.receive(&[packet(1, 60)]);
-    assert_eq!(driver.nic.room(&driver.memory), 0);
+    assert_eq!(driver.device.room(&driver.memory), 0);
     driver.put16(driver.queues[RX].avail + 2, 9999);
-    assert_eq!(driver.nic.room(&driver.memory), 16);
-    assert_eq!(driver.nic.misuse(), None);
+    assert_eq!(driver.device.room(&driver.memory), 16);
+    assert_eq!(driver.device.misuse(), None);
 }
 
 /// As after a state transfer: the card that goes on and the one made from its state do the same.
@@ -411,31 +411,31 @@ fn a_card_goes_on_from_its_state() {
     assert_eq!(first.transmit().len(), 1);
     first.offer(TX, &[(TX_BUFFERS, 77)]);
 
-    let bytes = bincode::encode_to_vec(first.nic.state(), bincode::config::standard()).expect("encoded");
+    let bytes = bincode::encode_to_vec(first.device.state(), bincode::config::standard()).expect("encoded");
     let (state, length): (NicState, usize) =
         bincode::decode_from_slice(&bytes, bincode::config::standard().with_limit::<4096>()).expect("decoded");
-    assert_eq!((&state, length), (&first.nic.state(), bytes.len()));
+    assert_eq!((&state, length), (&first.device.state(), bytes.len()));
     let mut second = Driver::new(WITH_OFFLOADS, 256);
     second.put_bytes(0, &first.bytes(0, 4 << 20));
     second.queues = first.queues.clone();
-    second.nic = Nic::from_state(&state).expect("a state");
+    second.device = Nic::from_state(&state).expect("a state");
 
     for driver in [&mut first, &mut second] {
-        assert_eq!(driver.nic.room(&driver.memory), 92);
+        assert_eq!(driver.device.room(&driver.memory), 92);
         assert_eq!(driver.transmit().len(), 1);
         driver.receive(&[packet(8, 60), with_header(NEEDS_CSUM, 60), packet(10, 60)]);
-        assert!(driver.nic.take_edge());
+        assert!(driver.device.take_edge());
         assert_eq!(driver.read32(VIRTIO_MMIO_QUEUE_READY), 1);
         driver.write32(VIRTIO_MMIO_QUEUE_NOTIFY, 2);
         assert!(driver.needs_reset());
     }
-    assert_eq!(first.nic.state(), second.nic.state());
+    assert_eq!(first.device.state(), second.device.state());
     assert_eq!(first.bytes(0, 4 << 20), second.bytes(0, 4 << 20));
 }
 
 #[test]
 fn a_state_that_cannot_be_is_refused() {
-    let good = Driver::started(CONFIG, USUAL).nic.state();
+    let good = Driver::started(CONFIG, USUAL).device.state();
     let bytes = bincode::encode_to_vec(&good, bincode::config::legacy()).expect("encoded");
     let refused = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = bytes.clone();

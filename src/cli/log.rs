@@ -352,7 +352,8 @@ fn print_gaps(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::log::file::LogWriter;
-    use crate::machine::doors::ConsoleInput;
+    use crate::machine::blocks::{Completion, Outcome};
+    use crate::machine::doors::{ConsoleInput, Control};
     use crate::machine::instant::Instant;
     use crate::machine::packets::{HEADER, Packets};
     use clap::Parser;
@@ -393,6 +394,8 @@ mod tests {
             devices: 4,
             pages: vec![crate::machine::digest::PageCheck { page: 5, check: 6 }],
         };
+        let completions = [(2, Outcome::Read(vec![9; 512])), (0, Outcome::Failed)];
+        let completions = completions.map(|(id, outcome)| Completion { id, outcome }).to_vec();
         let entries = [
             (0, 1000, Body::Tick),
             (1, 1000, Body::Clock(500_000_000)),
@@ -403,6 +406,9 @@ mod tests {
             (3, 1103, Body::Packets(packets)),
             (4, 1103, Body::Sent { packets: 2, bytes: 100, check: 0xcd }),
             (5, 1103, Body::HostName(u64::from_le_bytes(*b"alpha\0\0\0"))),
+            (5, 1103, Body::Asked { requests: 2, bytes: 512, check: 0xef }),
+            (5, 1103, Body::Disk(completions)),
+            (5, 1103, Body::Control(Control::Pause)),
             (6, 1103, Body::End(EndReason::Exit(7))),
         ];
         let mut bytes = Vec::new();
@@ -441,7 +447,10 @@ mod tests {
                 "       6                3:1103  packets 1 packet 26 bytes",
                 "       7                4:1103  sent 2 packets 100 bytes check 000000cd",
                 r#"       8                5:1103  host "alpha""#,
-                "       9                6:1103  end the guest ended with code 7",
+                "       9                5:1103  asked 2 requests 512 bytes to write check 000000ef",
+                "      10                5:1103  disk 2 requests done 1 failed 512 bytes read",
+                "      11                5:1103  control pause",
+                "      12                6:1103  end the guest ended with code 7",
             ]
         );
         assert_eq!(notes, "");
@@ -455,7 +464,7 @@ mod tests {
             lines.map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect()
         };
         assert_eq!(numbers("--from 2 --count 3"), [2, 3, 4]);
-        assert_eq!(numbers("--from 8"), [8, 9]);
+        assert_eq!(numbers("--from 11"), [11, 12]);
         assert_eq!(numbers("--count 1"), [0]);
         assert!(numbers("--from 18446744073709551615 --count 9").is_empty());
         assert!(args("--summary --from 1").is_err());
@@ -485,7 +494,12 @@ mod tests {
                 json!({"entry": 7, "exits": 4, "polls": 1103, "kind": "sent", "packets": 2, "bytes": 100,
                     "check": "000000cd"}),
                 json!({"entry": 8, "exits": 5, "polls": 1103, "kind": "host", "part": "alpha"}),
-                json!({"entry": 9, "exits": 6, "polls": 1103, "kind": "end", "reason": "exit", "code": 7}),
+                json!({"entry": 9, "exits": 5, "polls": 1103, "kind": "asked", "requests": 2, "bytes": 512,
+                    "check": "000000ef"}),
+                json!({"entry": 10, "exits": 5, "polls": 1103, "kind": "disk", "completions":
+                    [{"id": 2, "outcome": "read", "bytes": "09".repeat(512)}, {"id": 0, "outcome": "failed"}]}),
+                json!({"entry": 11, "exits": 5, "polls": 1103, "kind": "control", "operation": "pause"}),
+                json!({"entry": 12, "exits": 6, "polls": 1103, "kind": "end", "reason": "exit", "code": 7}),
             ]
         );
     }
@@ -497,7 +511,7 @@ mod tests {
         let summary: Value = serde_json::from_str(&out).unwrap();
         assert_eq!(summary["complete"], true);
         assert_eq!(summary["file_bytes"], bytes.len());
-        assert_eq!(summary["entries"], 10);
+        assert_eq!(summary["entries"], 13);
         assert_eq!(summary["guest"]["net"], json!({"mac": "52:54:00:01:02:ff", "mtu": 1500, "offloads": false}));
         let network = &summary["network"];
         assert_eq!(
@@ -510,7 +524,7 @@ mod tests {
         assert_eq!(summary["entry_bytes"], sum);
         // A tick of three bytes and a clock read of six in half a second.
         assert_eq!(summary["rate"], json!({"bytes_per_s": 18.0, "span_ns": 500_000_000, "bytes": 9, "basis": "clock"}));
-        let gaps = json!([{"from_polls": 0, "entries": 7}, {"from_polls": 2, "entries": 1},
+        let gaps = json!([{"from_polls": 0, "entries": 10}, {"from_polls": 2, "entries": 1},
             {"from_polls": 64, "entries": 1}, {"from_polls": 512, "entries": 1}]);
         assert_eq!(summary["gaps"], gaps);
     }
@@ -522,8 +536,8 @@ mod tests {
         has("complete");
         has("tick              1             3          3.0");
         has("18 bytes/s over 0.500 s of guest time, from boot to the last clock read");
-        has(&format!("{:>22} {:>10} {}", 0, 7, "█".repeat(50)));
-        has(&format!("{:>22} {:>10} {}▎", "≥ 2", 1, "█".repeat(7)));
+        has(&format!("{:>22} {:>10} {}", 0, 10, "█".repeat(50)));
+        has(&format!("{:>22} {:>10} {}", "≥ 2", 1, "█".repeat(5)));
         has(&format!("{:>22} {:>10} ", "≥ 4", 0));
         assert!(!out.contains("≥ 1024"), "empty buckets at the end are left out");
     }
@@ -532,8 +546,8 @@ mod tests {
     fn an_incomplete_log_is_shown_and_called_so() {
         let mut bytes = log(false);
         let (out, notes) = shown("", &bytes);
-        assert_eq!(out.lines().count(), 11);
-        assert_eq!(notes, "the recording is incomplete: it was not closed, and ends after 10 entries\n");
+        assert_eq!(out.lines().count(), 14);
+        assert_eq!(notes, "the recording is incomplete: it was not closed, and ends after 13 entries\n");
         bytes.pop();
         let (out, notes) = shown("", &bytes);
         assert_eq!(out.lines().count(), 1);
@@ -553,7 +567,7 @@ mod tests {
         let error = show(&args("").unwrap(), reader, &mut out, io::sink()).unwrap_err();
         assert!(!is_closed_pipe(&error));
         assert!(error.is::<LogError>());
-        assert_eq!(String::from_utf8(out).unwrap().lines().count(), 11);
+        assert_eq!(String::from_utf8(out).unwrap().lines().count(), 14);
     }
 
     struct ClosedPipe;

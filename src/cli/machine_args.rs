@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 
 use crate::backends::clock::wall_clock_ns;
+use crate::disk::open::Owner;
 use crate::disk::port::DiskPort;
 use crate::disk::spec::DiskSpec;
 use crate::guest;
@@ -35,8 +36,10 @@ pub struct MachineArgs {
     /// Keep what the guest's network card sends and receives here in this file, for Wireshark (pcap)
     #[arg(long, value_name = "FILE", requires = "net")]
     pub pcap: Option<PathBuf>,
-    /// A disk for the guest: an image file, then if you like `mode=shared` (one image that both hosts reach) or `mode=separate` (each host
-    /// has its own), `reads=backup` (the backup reads by itself what the guest reads)
+    /// A disk for the guest: an image file or a block device, then if you like `mode=shared` (one image that both hosts reach; the default) or `mode=separate` (each
+    /// host has its own), `reads=backup` (the backup reads by itself what the guest reads, instead of out of the log), `ro`, `cache=none|writeback` (whether a write is at the storage
+    /// when the guest hears that it is done, or perhaps in this host's memory: shared images need the first where the hosts are two), `format=raw|qcow2`, `stamp=FILE` (what is known of
+    /// the image; FILE.lockstep beside it otherwise), `force` (this image is the right one, whatever its stamp says)
     #[arg(long, value_name = "SPEC")]
     pub disk: Option<DiskSpec>,
     /// Arguments for the guest (after `--`), put on its kernel command line; `hz=1000` sets its timer
@@ -107,8 +110,9 @@ impl MachineArgs {
 }
 
 /// Opens a disk's image.
-pub fn open_disk(disk: &Option<DiskSpec>) -> anyhow::Result<Option<Arc<DiskPort>>> {
-    disk.as_ref().map(DiskPort::open).transpose().context("no disk for the guest (--disk)")
+pub fn open_disk(disk: &Option<DiskSpec>, owner: Owner) -> anyhow::Result<Option<Arc<DiskPort>>> {
+    let open = |spec| DiskPort::open_for(spec, owner);
+    disk.as_ref().map(open).transpose().context("no disk for the guest (--disk)")
 }
 
 /// Plugs a card in, and begins the capture `pcap` if there shall be one.

@@ -10,6 +10,7 @@ pub mod log;
 mod log_pcap;
 pub mod loopback;
 pub mod machine_args;
+pub mod operate;
 pub mod pair;
 pub mod record;
 pub mod redis_benchmark;
@@ -18,14 +19,12 @@ pub mod replay;
 pub mod site;
 pub mod snapshot;
 pub mod status;
-pub mod stop;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::console::wire::Command as Asked;
 use crate::machine::doors::EndReason;
 
 /// Exit status: something failed, or is not possible as asked.
@@ -51,10 +50,11 @@ enum Command {
     Backup(pair::BackupArgs),
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
-    Stop(stop::StopArgs),
-    Pause(stop::PauseArgs),
-    Resume(stop::ResumeArgs),
-    Reset(stop::ResetArgs),
+    Stop(operate::StopArgs),
+    Pause(operate::PauseArgs),
+    Resume(operate::ResumeArgs),
+    Reset(operate::ResetArgs),
+    Switch(operate::SwitchArgs),
     Snapshot(snapshot::SnapshotArgs),
     Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
@@ -100,10 +100,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Backup(args) => pair::run_backup(args),
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
-        Command::Stop(args) => stop::run(&args.addresses, Asked::Stop),
-        Command::Pause(args) => stop::run(&args.addresses, Asked::Pause),
-        Command::Resume(args) => stop::run(&args.addresses, Asked::Resume),
-        Command::Reset(args) => stop::run(&args.addresses, Asked::Reset),
+        Command::Stop(args) => operate::stop(args),
+        Command::Pause(args) => operate::pause(args),
+        Command::Resume(args) => operate::resume(args),
+        Command::Reset(args) => operate::reset(args),
+        Command::Switch(args) => operate::switch(args),
         Command::Snapshot(args) => snapshot::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Demo(args) => demo::run(args),

@@ -12,11 +12,13 @@ use crate::arbiter;
 use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
+use crate::disk::open::Owner;
 use crate::disk::port::DiskPort;
 use crate::disk::spec::DiskSpec;
 use crate::host::board::Board;
 use crate::host::outlets::Outlets;
-use crate::host::{Keeping, Outcome, Site, backup, primary};
+use crate::host::pair::{self, Site, Start};
+use crate::host::{Keeping, Outcome, precopy};
 use crate::machine::{cpuid, vcpu};
 use crate::net::port::Port;
 use crate::net::spec::NetSpec;
@@ -40,6 +42,12 @@ pub struct PairArgs {
     /// Name of this host, for people; the system's host name where it is left out
     #[arg(long, value_name = "NAME")]
     pub host: Option<String>,
+    /// A host that has lost the machine to the other one becomes its backup, and one that starts while the other one runs the machine as well
+    #[arg(long)]
+    pub rejoin: bool,
+    /// The most that the state of the running guest may take of the link to a new backup, in MiB a second
+    #[arg(long, value_name = "MIB")]
+    pub transfer_rate: Option<u64>,
     /// Keep a copy of the log in this file (a backup that diverges keeps one in any case, and says where)
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -51,7 +59,7 @@ pub struct PairArgs {
     pub digest_interval: u64,
 }
 
-/// Run a guest as the primary of a pair: waits for its backup, then boots the guest.
+/// Run a guest as the primary of a pair: waits for its backup, then boots the guest. A backup may also come later, at any time.
 ///
 /// Nothing the guest says leaves this host before the backup holds everything that led to it. When the
 /// backup is lost, the primary wins the VM's register at the arbiter and goes on alone.
@@ -61,9 +69,12 @@ pub struct PrimaryArgs {
     machine: MachineArgs,
     #[command(flatten)]
     pair: PairArgs,
-    /// Where to wait for the backup's logging channel
+    /// Where backups connect with their logging channel
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
     channel: String,
+    /// Logging channel of the other host (or hosts: ADDR,ADDR), for `--rejoin`
+    #[arg(long, value_name = "ADDR", value_delimiter = ',', value_parser = super::remote::address)]
+    peer: Vec<String>,
     /// Time between two heartbeats, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 20)]
     heartbeat: u64,
@@ -78,7 +89,8 @@ pub struct PrimaryArgs {
     start_alone: bool,
 }
 
-/// Stand by as the backup of a pair: replays what the primary does, and takes over when it dies.
+/// Stand by as the backup of a pair: gets the guest's state if that runs already, replays what the primary does, and takes over when
+/// it dies. From then on it is the primary, and waits for a backup of its own.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BackupArgs {
     #[command(flatten)]
@@ -93,12 +105,16 @@ pub struct BackupArgs {
     /// Keep what the guest's network card sends and receives here, once this side is live, in this file, for Wireshark (pcap)
     #[arg(long, value_name = "FILE", requires = "net")]
     pcap: Option<PathBuf>,
-    /// The guest's disk on this host, as on the primary: the same image, or this host's own
+    /// The guest's disk on this host: the same image as on the primary, or with `mode=separate` this host's own, of the same size, which becomes a copy. Mode and reads
+    /// as on the primary; `cache=`, `format=`, `stamp=` as this host needs them (see `lockstep primary --help`)
     #[arg(long, value_name = "SPEC")]
     disk: Option<DiskSpec>,
-    /// The primary's logging channel
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
-    primary: String,
+    /// The primary's logging channel; of several hosts (ADDR,ADDR), whichever runs the machine
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700", value_delimiter = ',', value_parser = super::remote::address)]
+    primary: Vec<String>,
+    /// Where the next backup connects, once this host runs the machine
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    channel: String,
 }
 
 async fn listen(address: &str, option: &str, what: &str) -> anyhow::Result<TcpListener> {
@@ -108,14 +124,15 @@ async fn listen(address: &str, option: &str, what: &str) -> anyhow::Result<TcpLi
 }
 
 impl PairArgs {
-    /// Everything but the machine: the driver's site, and the console's listener.
+    /// Everything but the machine: what the drivers are given, and the console's listener.
     async fn site(
         &self,
         vm: &str,
         cpu: &cpuid::CpuKind,
         settings: Settings,
-        network: Option<Arc<Port>>,
-        disk: Option<Arc<DiskPort>>,
+        plugged: (Option<Arc<Port>>, Option<Arc<DiskPort>>),
+        channel: &str,
+        peers: Vec<String>,
     ) -> anyhow::Result<(Site, TcpListener)> {
         if !arbiter::is_name(vm) || vm.contains('/') {
             bail!("the VM's name must be 1 to {} bytes long, without `/`", arbiter::MAX_NAME);
@@ -128,6 +145,7 @@ impl PairArgs {
         let arbiter = arbiter::register::RegisterFile::open(&self.arbiter)
             .with_context(|| format!("{} cannot serve as arbiter (--arbiter)", self.arbiter.display()))?;
         let control = listen(&self.control, "--control", "the console").await?;
+        let listener = listen(channel, "--channel", "backups").await?;
         let hub = Arc::new(Hub::new(vm, &host, HISTORY_BYTES));
         hub.set_peer(self.peer_control.clone());
         let board = Board::new(hub.clone(), vm, &host);
@@ -136,8 +154,12 @@ impl PairArgs {
             file: self.log.clone(),
             limit_bytes: self.log_limit.saturating_mul(1 << 20),
         };
+        let transfer = precopy::Settings { bytes_per_s: self.transfer_rate.map(|mib| mib.saturating_mul(1 << 20)) };
+        let (network, disk) = plugged;
         let outlets = Outlets { hub, network, disk };
-        Ok((Site { me, settings, keeping, outlets, board, arbiter: Arc::new(arbiter) }, control))
+        let (arbiter, rejoin) = (Arc::new(arbiter), self.rejoin);
+        let site = Site { me, settings, keeping, transfer, outlets, board, arbiter, listener, peers, rejoin };
+        Ok((site, control))
     }
 }
 
@@ -194,24 +216,50 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
     if !Settings::times_are_sane(settings.heartbeat_ns, settings.timeout_ns) {
         bail!("--timeout must be at least twice --heartbeat, and both above 0");
     }
-    let disk = open_disk(&args.machine.disk)?;
+    let disk = open_disk(&args.machine.disk, Owner::Pair(&args.machine.name))?;
     let boot = args.machine.boot(&disk)?;
+    if args.pair.rejoin && args.peer.is_empty() {
+        bail!("--rejoin needs --peer: where the logging channel of the other host is");
+    }
     channel_runtime()?.block_on(async {
         let cpu = cpuid::CpuKind::of(&boot.cpuid);
-        let (site, control) = args.pair.site(&args.machine.name, &cpu, settings, args.machine.port()?, disk).await?;
-        let channel = listen(&args.channel, "--channel", "the backup").await?;
-        eprintln!(
-            "lockstep: primary of `{}`; logging channel {}, console {}",
-            site.me.vm(),
-            channel.local_addr()?,
-            control.local_addr()?
-        );
-        let (hub, board) = (site.outlets.hub.clone(), site.board.clone());
-        let machine = primary::run(site, boot, channel);
-        let outcome = serve(control, hub, board, machine).await??;
-        say(&outcome);
-        Ok(exit_status(&outcome))
+        let name = &args.machine.name;
+        let plugged = (args.machine.port()?, disk);
+        let (site, control) = args.pair.site(name, &cpu, settings, plugged, &args.channel, args.peer.clone()).await?;
+        let (channel, console) = (site.listener.local_addr()?, control.local_addr()?);
+        let register = site.arbiter.read(name).context("cannot ask the arbiter for the VM's generation")?;
+        if let Some(disk) = site.outlets.disk.as_ref().filter(|_| register.is_none() || !args.pair.rejoin) {
+            disk.check_generation(register.as_ref().map(|claim| claim.generation))?;
+        }
+        let start = match register {
+            Some(claim) if args.pair.rejoin => {
+                eprintln!(
+                    "lockstep: `{name}` was last run by {} (generation {}): waiting for {} as a backup; console {console}. (To boot the guest \
+                     anew, start without --rejoin.)",
+                    claim.host_name,
+                    claim.generation,
+                    args.peer.join(" or ")
+                );
+                Start::Backup
+            }
+            _ => {
+                eprintln!("lockstep: primary of `{name}`; logging channel {channel}, console {console}");
+                Start::Primary(Box::new(boot))
+            }
+        };
+        run_side(site, control, start).await
     })
+}
+
+/// Runs one side to its end.
+async fn run_side(site: Site, control: TcpListener, start: Start) -> anyhow::Result<ExitCode> {
+    let (hub, board) = (site.outlets.hub.clone(), site.board.clone());
+    let end = serve(control, hub, board, pair::run(site, start)).await??;
+    say(&end.outcome);
+    if let (Some(_), Some(log)) = (&end.divergence, &end.log) {
+        eprintln!("lockstep: the log is kept: lockstep replay {}", log.display());
+    }
+    Ok(exit_status(&end.outcome))
 }
 
 /// Where a backup without `--log` keeps its copy.
@@ -223,34 +271,28 @@ pub(super) fn scratch_log(vm: &str, process: u32) -> PathBuf {
 pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
     channel_runtime()?.block_on(async {
-        let (mut site, control) = args
-            .pair
-            .site(&args.name, &cpu, Settings::default(), plug_in(&args.net, &args.pcap)?, open_disk(&args.disk)?)
-            .await?;
+        let plugged = (plug_in(&args.net, &args.pcap)?, open_disk(&args.disk, Owner::Pair(&args.name))?);
+        let peers = args.primary.clone();
+        let (mut site, control) =
+            args.pair.site(&args.name, &cpu, Settings::default(), plugged, &args.channel, peers).await?;
         // A divergence is worth nothing without the log that shows it. Whoever names no file gets one for that case alone.
         let scratch = scratch_log(&args.name, std::process::id());
         let asked_for = site.keeping.file.is_some();
         site.keeping.file.get_or_insert_with(|| scratch.clone());
         eprintln!(
-            "lockstep: backup of `{}`; primary {}, console {}",
-            site.me.vm(),
-            args.primary,
+            "lockstep: backup of `{}`; primary {}, logging channel {}, console {}",
+            args.name,
+            args.primary.join(" or "),
+            site.listener.local_addr()?,
             control.local_addr()?
         );
-        let (hub, board) = (site.outlets.hub.clone(), site.board.clone());
-        let machine = backup::run(site, args.primary);
-        let end = serve(control, hub, board, machine).await?;
-        let diverged = end.as_ref().is_ok_and(|end| end.divergence.is_some());
+        let result = run_side(site, control, Start::Backup).await;
+        let diverged = matches!(&result, Ok(status) if *status == ExitCode::from(super::DIVERGED));
         if !asked_for && !diverged {
             // Gone already if the primary never came.
             let _ = std::fs::remove_file(&scratch);
         }
-        let end = end?;
-        say(&end.outcome);
-        if let (Some(_), Some(log)) = (&end.divergence, &end.log) {
-            eprintln!("lockstep: the log is kept: lockstep replay {}", log.display());
-        }
-        Ok(exit_status(&end.outcome))
+        result
     })
 }
 

@@ -14,6 +14,7 @@ use super::machine_args::{MachineArgs, open_disk};
 use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
+use crate::disk::open::Owner;
 use crate::disk::port::DiskPort;
 use crate::doors::live::{Log, NoLog};
 use crate::guest;
@@ -83,7 +84,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let disk = open_disk(&args.machine.disk)?;
+    let disk = open_disk(&args.machine.disk, Owner::Alone(&args.machine.name))?;
     let (machine, from) = begin(&args.machine, &args.from, &disk, Tracking::Off)?;
     let log = |_: &mut From| Ok(NoLog);
     let end = with_console(machine, from, log, u64::MAX, disk, &args.machine, &args.console)?;
@@ -92,7 +93,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 
 /// `lockstep record`.
 pub fn record(args: RecordArgs) -> anyhow::Result<ExitCode> {
-    let disk = open_disk(&args.machine.disk)?;
+    let disk = open_disk(&args.machine.disk, Owner::Alone(&args.machine.name))?;
     let (machine, from) = begin(&args.machine, &args.from, &disk, Tracking::On)?;
     let boot = machine.boot().clone();
     let log = |from: &mut From| {

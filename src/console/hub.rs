@@ -295,6 +295,15 @@ impl Hub {
         self.room.notify_waiters();
     }
 
+    /// This host replays from now on what another one does: all it has in its log is safe there.
+    pub fn follow(&self, role: Role) {
+        self.not_live(role);
+        let mut inner = self.lock();
+        inner.history.release_all();
+        inner.input.safe(u64::MAX);
+        inner.held_times.forget();
+    }
+
     /// Console port of the other host, which clients are told.
     pub fn set_peer(&self, peer: Option<String>) {
         self.lock().peer = peer;

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// Connections one host serves at a time.
@@ -40,12 +40,20 @@ const GRACE: Duration = Duration::from_millis(500);
 pub trait ControlHandler: Send + Sync {
     /// What this host says about its machine.
     fn status(&self) -> Status;
-    /// `who` asks for something to be done; what is being done, in words. (A snapshot is asked for below.)
-    fn request(&self, who: &Who, command: Command) -> Result<&'static str, ControlError>;
+    /// `who` asks for something.
+    fn command(&self, command: Command, who: &Who) -> Result<Pending, ControlError>;
     /// `who` asks for a snapshot: the frames of a log that starts from it. They end with a close frame; without one, it failed.
     fn snapshot(&self, _who: &Who) -> Result<mpsc::Receiver<Vec<u8>>, ControlError> {
         Err(ControlError::NotPossible("this host takes no snapshots"))
     }
+}
+
+/// What becomes of a command.
+pub enum Pending {
+    /// It is being done; what.
+    Done(String),
+    /// The answer comes when it is known.
+    Later(oneshot::Receiver<Answer>),
 }
 
 /// Who is at the other end of a connection.
@@ -218,7 +226,7 @@ async fn accepted(
     loop {
         let message = tokio::select! {
             biased;
-            _ = closing.wait_for(|&closing| closing) => return Ok(None),
+            () = closed(&mut closing) => return Ok(None),
             message = timeout(CLIENT_SILENCE_MAX, reader.client_message()) => message.map_err(|_| ConnectionError::Silent)??,
         };
         match message {
@@ -228,13 +236,19 @@ async fn accepted(
             Some(ClientMessage::Control(Command::Snapshot)) => {
                 return send_snapshot(writer, who, shared).await.map(|()| None);
             }
-            Some(ClientMessage::Control(command)) => answer_control(shared, who, command, &mut out),
+            Some(ClientMessage::Control(command)) => answer_control(shared, who, command, &mut out).await,
             Some(ClientMessage::KeepAlive) => {}
             None => return Ok(None),
         }
         writer.write_all(&out).await?;
         out.clear();
     }
+}
+
+/// Waits until the server closes.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    // An error means that it has closed altogether.
+    let _ = closing.wait_for(|&closing| closing).await;
 }
 
 /// Until this host is live. `None`: the client left or was refused.
@@ -271,7 +285,7 @@ async fn parked(
         }
         tokio::select! {
             biased;
-            _ = closing.wait_for(|&closing| closing) => return Ok(None),
+            () = closed(&mut closing) => return Ok(None),
             () = changed => {}
             message = timeout_at(heard + CLIENT_SILENCE_MAX, reader.client_message()) => {
                 heard = Instant::now();
@@ -279,7 +293,7 @@ async fn parked(
                     Some(ClientMessage::Attach(_)) => return Err(ConnectionError::OutOfPlace("a second attach")),
                     Some(ClientMessage::Input { .. }) => return Err(ConnectionError::OutOfPlace("input")),
                     Some(ClientMessage::StatusRequest) => answer_status(shared, &mut out),
-                    Some(ClientMessage::Control(command)) => answer_control(shared, who, command, &mut out),
+                    Some(ClientMessage::Control(command)) => answer_control(shared, who, command, &mut out).await,
                     Some(ClientMessage::KeepAlive) => {}
                     None => return Ok(None),
                 }
@@ -331,7 +345,7 @@ async fn read_attached(
             },
             Some(ClientMessage::Attach(_)) => return Err(ConnectionError::OutOfPlace("a second attach")),
             Some(ClientMessage::StatusRequest) => answer_status(&shared, &mut reply),
-            Some(ClientMessage::Control(command)) => answer_control(&shared, who, command, &mut reply),
+            Some(ClientMessage::Control(command)) => answer_control(&shared, who, command, &mut reply).await,
             Some(ClientMessage::KeepAlive) => {}
             None => return Ok(()),
         }
@@ -419,17 +433,13 @@ fn answer_status(shared: &Shared, out: &mut Vec<u8>) {
     ServerMessage::Status(json.as_deref().unwrap_or(b"{}")).encode(out);
 }
 
-fn answer_control(shared: &Shared, who: &Who, command: Command, out: &mut Vec<u8>) {
-    let result = match command {
-        Command::Snapshot => Err(ControlError::NotPossible("a snapshot needs a connection of its own")),
-        command => shared.control.request(who, command),
-    };
-    answer(who, command, result, out);
-}
-
-fn answer(who: &Who, command: Command, result: Result<&'static str, ControlError>, out: &mut Vec<u8>) {
-    let answer = match result {
-        Ok(text) => Answer { accepted: true, text: text.into() },
+async fn answer_control(shared: &Shared, who: &Who, command: Command, out: &mut Vec<u8>) {
+    let answer = match shared.control.command(command, who) {
+        Ok(Pending::Done(text)) => Answer { accepted: true, text },
+        Ok(Pending::Later(answer)) => answer.await.unwrap_or_else(|_| Answer {
+            accepted: false,
+            text: "the host gave no answer: it may have ended meanwhile".into(),
+        }),
         Err(error) => Answer { accepted: false, text: error.to_string() },
     };
     tracing::info!(address = %who.address, ?command, accepted = answer.accepted, "control");
@@ -443,11 +453,11 @@ async fn send_snapshot(
     shared: &Shared,
 ) -> Result<(), ConnectionError> {
     let (mut out, mut closing) = (Vec::new(), shared.closing.clone());
-    let (mut frames, result) = match shared.control.snapshot(who) {
-        Ok(frames) => (Some(frames), Ok("a snapshot is being taken")),
-        Err(error) => (None, Err(error)),
+    let (mut frames, answer) = match shared.control.snapshot(who) {
+        Ok(frames) => (Some(frames), Answer { accepted: true, text: "a snapshot is being taken".into() }),
+        Err(error) => (None, Answer { accepted: false, text: error.to_string() }),
     };
-    answer(who, Command::Snapshot, result, &mut out);
+    ServerMessage::Answer(answer).encode(&mut out);
     writer.write_all(&out).await?;
     while let Some(receiver) = &mut frames {
         // A client that does not read is given up: until then, the guest's pages wait in memory.
@@ -458,7 +468,7 @@ async fn send_snapshot(
         };
         match next {
             Some(frame) => {
-                timeout(CLIENT_SILENCE_MAX, writer.write_all(&frame)).await.map_err(|_| ConnectionError::Silent)??
+                timeout(CLIENT_SILENCE_MAX, writer.write_all(&frame)).await.map_err(|_| ConnectionError::Silent)??;
             }
             None => frames = None,
         }

@@ -125,6 +125,83 @@ impl fmt::Display for NetStatus {
     }
 }
 
+/// How the state of a running guest gets to a new backup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TransferStatus {
+    /// Bytes of memory and disk there are to copy, those that were written again included.
+    pub total_bytes: u64,
+    /// Bytes copied.
+    pub copied_bytes: u64,
+    /// Bytes sent for that.
+    pub sent_bytes: u64,
+    /// Rounds begun.
+    pub rounds: u64,
+    /// Time that the guest stood still for its state, nanoseconds; 0 before.
+    pub stop_ns: u64,
+    /// Time since it began, milliseconds.
+    pub elapsed_ms: u64,
+}
+
+impl fmt::Display for TransferStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let (copied, total, sent) = (mib(self.copied_bytes), mib(self.total_bytes), mib(self.sent_bytes));
+        write!(f, "{copied:.1} of {total:.1} MiB copied ({sent:.1} MiB sent), round {}", self.rounds)?;
+        if self.stop_ns > 0 {
+            write!(f, ", done; the guest stood still for {}", duration(self.stop_ns))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The disk's figures; [`crate::disk::port::DiskPort::counters`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskStatus {
+    /// Reads that this host made.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Writes that this host made.
+    pub writes: u64,
+    /// Their bytes.
+    pub written_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Ranges that were discarded or cleared.
+    pub cleared: u64,
+    /// Requests that failed here.
+    pub errors: u64,
+    /// Requests whose end the guest has not heard of.
+    pub in_flight: u64,
+    /// Changes of them that wait for the backup, or for the lease.
+    pub held: u64,
+    /// Bytes that a new backup has yet to get.
+    pub to_copy_bytes: u64,
+}
+
+impl fmt::Display for DiskStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} reads ({} bytes), {} writes ({} bytes), {} flushes, {} in flight ({} held)",
+            self.reads, self.read_bytes, self.writes, self.written_bytes, self.flushes, self.in_flight, self.held
+        )?;
+        if self.cleared > 0 {
+            write!(f, ", {} cleared", self.cleared)?;
+        }
+        if self.errors > 0 {
+            write!(f, ", {} failed", self.errors)?;
+        }
+        if self.to_copy_bytes > 0 {
+            write!(f, ", {} bytes to copy", self.to_copy_bytes)?;
+        }
+        Ok(())
+    }
+}
+
 /// Everything a host says about its machine. Fields that a role has no value for are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -175,8 +252,12 @@ pub struct Status {
     pub guest: GuestState,
     /// How much the vCPU is held back to bound the execution lag; 0 is full speed, 1000 a standstill.
     pub slowdown_per_mille: u32,
+    /// The transfer of the guest's state to a new backup that is under way, or was the last.
+    pub transfer: Option<TransferStatus>,
     /// The network card; `None` without one.
     pub net: Option<NetStatus>,
+    /// The disk; `None` without one.
+    pub disk: Option<DiskStatus>,
     /// The console.
     pub console: ConsoleStatus,
 }
@@ -236,8 +317,14 @@ impl fmt::Display for Status {
             ),
             ("uptime", duration(self.uptime_ms.saturating_mul(1_000_000))),
         ];
+        if let Some(transfer) = &self.transfer {
+            rows.insert(rows.len() - 1, ("transfer", transfer.to_string()));
+        }
         if let Some(net) = &self.net {
             rows.insert(rows.len() - 1, ("network", net.to_string()));
+        }
+        if let Some(disk) = &self.disk {
+            rows.insert(rows.len() - 1, ("disk", disk.to_string()));
         }
         for (index, (name, value)) in rows.iter().enumerate() {
             if index > 0 {
@@ -289,6 +376,23 @@ mod tests {
             shown.contains("network        2 packets in (120 bytes), 1 out (60 bytes, 3 dropped), 0 held\n"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn a_disk_has_a_line_where_there_is_one() {
+        assert!(!Status::default().to_string().contains("disk"));
+        let disk = DiskStatus {
+            reads: 2,
+            read_bytes: 1024,
+            writes: 1,
+            written_bytes: 512,
+            held: 1,
+            in_flight: 3,
+            ..DiskStatus::default()
+        };
+        let shown = Status { disk: Some(disk), ..Status::default() }.to_string();
+        let line = "disk           2 reads (1024 bytes), 1 writes (512 bytes), 0 flushes, 3 in flight (1 held)\n";
+        assert!(shown.contains(line), "{shown}");
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub enum Command {
     Resume,
     /// Boot it anew.
     Reset,
+    /// Have the other host of the pair run it from now on.
+    Switch,
     /// Send a snapshot: behind the answer come the frames of a log that starts from it, up to the close frame, and nothing else.
     Snapshot,
 }

@@ -9,7 +9,7 @@ pub mod uart;
 pub mod virtio;
 
 use bincode::{Decode, Encode};
-use lockstep_abi::virtio::{FIRST_IRQ, MMIO_STRIDE, NET_SLOT};
+use lockstep_abi::virtio::{DISK_SLOT, FIRST_IRQ, MMIO_STRIDE, NET_SLOT};
 use lockstep_abi::{irq, port};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -32,12 +32,14 @@ pub struct Devices {
     pub pv: pv::Pv,
     /// Network card, if the machine has one.
     pub nic: Option<virtio::net::Nic>,
+    /// Disk, if the machine has one.
+    pub blk: Option<virtio::blk::Blk>,
     /// What the guest wrote to the debug-exit port.
     pub exit_code: Option<u8>,
 }
 
 /// Version of [`DevicesState`]; part of what is digested.
-const STATE_VERSION: u32 = 3;
+const STATE_VERSION: u32 = 4;
 
 /// The state of all devices, for digests (and, with state transfer, for snapshots).
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -48,6 +50,7 @@ pub struct DevicesState {
     uart: uart::UartState,
     pv: pv::Pv,
     nic: Option<virtio::net::NicState>,
+    blk: Option<virtio::blk::BlkState>,
     exit_code: Option<u8>,
 }
 
@@ -105,13 +108,14 @@ fn decode(at: u16) -> Port {
 
 impl Devices {
     /// Devices as after power-on, of a machine that booted at `boot_time_ns` since 1970 UTC and has the network card `net` and the disk `disk`.
-    pub fn new(boot_time_ns: u64, net: Option<NicConfig>, _disk: Option<DiskConfig>) -> Self {
+    pub fn new(boot_time_ns: u64, net: Option<NicConfig>, disk: Option<DiskConfig>) -> Self {
         Devices {
             pic: pic::Pic::default(),
             pit: pit::Pit::default(),
             uart: uart::Uart::default(),
             pv: pv::Pv::new(boot_time_ns),
             nic: net.map(virtio::net::Nic::new),
+            blk: disk.map(virtio::blk::Blk::new),
             exit_code: None,
         }
     }
@@ -120,7 +124,7 @@ impl Devices {
     pub fn from_state(
         state: &DevicesState,
         net: Option<NicConfig>,
-        _disk: Option<DiskConfig>,
+        disk: Option<DiskConfig>,
     ) -> Result<Self, DeviceStateError> {
         if state.version != STATE_VERSION {
             return Err(DeviceStateError::Version(state.version));
@@ -143,14 +147,24 @@ impl Devices {
             _ => return Err(DeviceStateError::OtherMachine("network card")),
         };
         let uart = uart::Uart::from_state(&state.uart).ok_or(DeviceStateError::Uart)?;
-        // The disk's place.
-        Ok(Devices { pic: state.pic, pit: state.pit, uart, pv: state.pv, nic, exit_code: None })
+        let blk = match (&state.blk, disk) {
+            (None, None) => None,
+            (Some(blk), Some(config)) if blk.config() == config => {
+                let failed = |source| DeviceStateError::Virtio { device: "disk", source };
+                Some(virtio::blk::Blk::from_state(blk).map_err(failed)?)
+            }
+            _ => return Err(DeviceStateError::OtherMachine("disk")),
+        };
+        Ok(Devices { pic: state.pic, pit: state.pit, uart, pv: state.pv, nic, blk, exit_code: None })
     }
 
     /// As after power-on, of the same machine: it keeps what it is told of the wall clock at its boot.
     pub fn reset(&mut self, net: Option<NicConfig>, disk: Option<DiskConfig>) {
-        // The disk's place: its requests go on being numbered where they were.
-        *self = Devices::new(self.pv.boot_time_ns(), net, disk);
+        let mut blk = self.blk.take();
+        if let Some(blk) = &mut blk {
+            blk.power_on_again();
+        }
+        *self = Devices { blk, ..Devices::new(self.pv.boot_time_ns(), net, disk) };
     }
 
     /// Reads one byte from a port. An unclaimed port reads as all ones, as on a bus where nobody answers.
@@ -203,28 +217,34 @@ impl Devices {
         if self.uart.take_edge() {
             self.pic.raise(irq::COM1);
         }
-        if self.nic.as_mut().is_some_and(virtio::net::Nic::take_edge) {
-            self.pic.raise(FIRST_IRQ + NET_SLOT as u8);
+        for slot in [NET_SLOT, DISK_SLOT] {
+            if self.virtio_in(slot).is_some_and(|device| device.take_edge()) {
+                self.pic.raise(FIRST_IRQ + slot as u8);
+            }
         }
     }
 
-    /// The card in the slot that `offset` lies in, and where in the slot.
-    fn virtio_at(&mut self, offset: u64) -> Option<(&mut virtio::net::Nic, u64)> {
-        let nic = self.nic.as_mut().filter(|_| offset / MMIO_STRIDE == NET_SLOT)?;
-        Some((nic, offset % MMIO_STRIDE))
+    /// The device in a slot.
+    fn virtio_in(&mut self, slot: u64) -> Option<&mut dyn virtio::Device> {
+        match slot {
+            NET_SLOT => self.nic.as_mut().map(|nic| nic as _),
+            DISK_SLOT => self.blk.as_mut().map(|blk| blk as _),
+            _ => None,
+        }
     }
 
     /// Reads at `offset` from the first virtio slot. An empty slot reads as zeros, as on QEMU's `microvm`.
     pub fn read_virtio(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        if let Some((nic, offset)) = self.virtio_at(offset) {
-            nic.read(offset, data);
+        if let Some(device) = self.virtio_in(offset / MMIO_STRIDE) {
+            device.read(offset % MMIO_STRIDE, data);
         }
     }
 
-    /// Writes at `offset` from the first virtio slot. True: the network card was notified.
+    /// Writes at `offset` from the first virtio slot. True: the device there was notified, and has something to hand out.
     pub fn write_virtio(&mut self, offset: u64, data: &[u8], memory: &Memory) -> bool {
-        let notified = self.virtio_at(offset).is_some_and(|(nic, offset)| nic.write(offset, data, memory));
+        let device = self.virtio_in(offset / MMIO_STRIDE);
+        let notified = device.is_some_and(|device| device.write(offset % MMIO_STRIDE, data, memory));
         self.carry_edges();
         notified
     }
@@ -255,11 +275,25 @@ impl Devices {
         self.carry_edges();
     }
 
-    /// Takes what the guest asks of its disk.
-    pub fn take_requests(&mut self, _memory: &Memory, _requests: &mut Requests) {}
+    /// Takes what the guest asks of its disk; see [`Blk::take_requests`](virtio::blk::Blk::take_requests). True: some was answered at once.
+    pub fn take_requests(&mut self, memory: &Memory, requests: &mut Requests) -> bool {
+        let answered = self.blk.as_mut().is_some_and(|blk| blk.take_requests(memory, requests));
+        self.carry_edges();
+        answered
+    }
 
     /// Requests to the disk came to their end.
-    pub fn complete_requests(&mut self, _memory: &Memory, _completions: Completions) {}
+    pub fn complete_requests(&mut self, memory: &Memory, completions: Completions) {
+        if let Some(blk) = &mut self.blk {
+            blk.complete_requests(memory, completions);
+        }
+        self.carry_edges();
+    }
+
+    /// The requests to the disk that have not come to their end, in order; see [`Blk::in_flight`](virtio::blk::Blk::in_flight).
+    pub fn disk_in_flight(&self, memory: &Memory) -> Requests {
+        self.blk.as_ref().map_or_else(Requests::new, |blk| blk.in_flight(memory))
+    }
 
     /// The state of all devices.
     pub fn state(&self) -> DevicesState {
@@ -270,6 +304,7 @@ impl Devices {
             uart: self.uart.state(),
             pv: self.pv,
             nic: self.nic.as_ref().map(virtio::net::Nic::state),
+            blk: self.blk.as_ref().map(virtio::blk::Blk::state),
             exit_code: self.exit_code,
         }
     }

@@ -1,20 +1,58 @@
 //! The meeting point of the vCPU thread, the threads that read and write the image, and the protocol that says which changes may be made.
+//!
+//! ```text
+//!  vCPU thread                        │ the disk's threads          │ the thread of channel and protocol
+//!    submit, replayed ──► requests ───┼──► begin, on the image ◄────┼── release, hold, lease, executed: who may
+//!    take ◄── done ◄──────────────────┼─── finish; wakes the guest  │   go_live, quiesce, not_live: whose it is
+//!    completed, replayed_completed    │                             │   begin_copy …: a new backup's copy
+//! ```
+//!
+//! A read that needs no waiting (its bytes are in the host's memory) is made in `submit`, on the vCPU thread: a hop to another thread and back would cost
+//! several times what it does.
 
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
-use super::DiskError;
-use super::spec::DiskSpec;
+use super::copy::{BLOCK, ToCopy};
+use super::engine::{Flaw, Shared, State};
+use super::image::{Buffer, Trouble};
+use super::open::{Opened, Owner, open};
+use super::requests::{OwnRead, Queue, Word};
+use super::spec::{DiskSpec, Mode};
+use super::stamp::{ImageRole, Stamp, hex, random};
+use super::{DiskError, Misfit};
 use crate::console::hub::Protection;
+use crate::console::status::DiskStatus;
 use crate::doors::{Disk, DiskReplayError};
-use crate::machine::blocks::{Completions, Requests};
+use crate::machine::blocks::{Ask, Completions, MAX_REQUEST, Outcome, Requests, SECTOR};
 use crate::machine::snapshot::DiskConfig;
 
 /// Says that requests have come to their end. Called on any thread.
 pub type Waker = Box<dyn Fn() + Send + Sync>;
 
+/// A read of more bytes is not made on the vCPU thread, whatever it needs.
+const MAX_INLINE: u32 = 64 << 10;
+/// Changes, and bytes of them, that a backup's image may be behind; then its guest waits.
+const MAX_BEHIND: (usize, usize) = (4096, 64 << 20);
+/// The most bytes that are cleared by one request of a copy.
+const CLEAR_AT_ONCE: u64 = 1 << 30;
+
 /// The disk of one host.
 pub struct DiskPort {
-    config: DiskConfig,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    mode: Mode,
+    backup_reads: bool,
+    read_only: bool,
+    force: bool,
+    alone: bool,
+    vm: String,
+    stamp_path: PathBuf,
+    /// Held as long as this lives, and longer than the threads.
+    _lock: File,
 }
 
 /// A piece of a separate image for a new backup: `bytes` at position `at`, zeros if there are none of the `length`.
@@ -29,101 +67,632 @@ pub struct Piece {
 }
 
 impl DiskPort {
+    /// Opens the image for a VM without a partner. Nothing is changed before [`go_live`](Self::go_live).
+    pub fn open(spec: &DiskSpec) -> Result<Arc<Self>, DiskError> {
+        Self::open_for(spec, Owner::Alone("lockstep"))
+    }
+
     /// Opens the image. Nothing is changed before [`go_live`](Self::go_live).
-    pub fn open(_spec: &DiskSpec) -> Result<Arc<Self>, DiskError> {
-        Ok(Arc::new(DiskPort { config: DiskConfig { sectors: 0, read_only: false, serial: [0; 20], identity: 0 } }))
+    pub fn open_for(spec: &DiskSpec, owner: Owner) -> Result<Arc<Self>, DiskError> {
+        let Opened { image, lock, stamp, stamp_path, contents } = open(spec, owner)?;
+        let queue = Queue::new(spec.mode, spec.backup_reads, image.align());
+        let shared = Shared::new(image, spec.file.clone(), State::new(queue, stamp, contents));
+        let started = shared.start();
+        let threads = started.map_err(|source| DiskError::Image {
+            what: "start threads for",
+            path: spec.file.clone(),
+            source,
+        })?;
+        Ok(Arc::new(DiskPort {
+            shared,
+            threads,
+            mode: spec.mode,
+            backup_reads: spec.backup_reads,
+            read_only: spec.read_only,
+            force: spec.force,
+            alone: matches!(owner, Owner::Alone(_)),
+            vm: owner.vm().into(),
+            stamp_path,
+            _lock: lock,
+        }))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.shared.path.clone()
+    }
+
+    fn failed(&self, trouble: Trouble) -> DiskError {
+        match trouble {
+            Trouble::Io(what, source) => DiskError::Image { what, path: self.path(), source },
+            Trouble::NotAllowed => {
+                DiskError::Image { what: "change", path: self.path(), source: io::ErrorKind::PermissionDenied.into() }
+            }
+        }
     }
 
     /// The disk as a guest that boots here finds it.
     pub fn config(&self) -> DiskConfig {
-        self.config
+        let state = self.shared.state();
+        let mut serial = [0; 20];
+        let disk = state.stamp.as_ref().map_or(0, Stamp::disk);
+        serial[..19].copy_from_slice(format!("ls-{:016x}", disk as u64).as_bytes());
+        let sectors = self.shared.image.size() / SECTOR;
+        DiskConfig { sectors, read_only: self.read_only, serial, identity: state.contents }
     }
 
-    /// Backup: the primary's disk is this. An error if this host's image cannot stand for it.
-    pub fn fit(&self, _config: &DiskConfig) -> Result<(), DiskError> {
+    /// Primary: the VM's register at the arbiter holds this generation. An error if this image is not what the VM did last.
+    pub fn check_generation(&self, register: Option<u64>) -> Result<(), DiskError> {
+        let mut state = self.shared.state();
+        let Some(stamp) = &state.stamp else { return Ok(()) };
+        if self.mode == Mode::Separate && !self.force {
+            let current = stamp.vm != self.vm || stamp.generation == 0 || Some(stamp.generation) >= register;
+            match stamp.role {
+                ImageRole::Copying => return Err(DiskError::Copying { path: self.path() }),
+                // Its guest came to its end here as well, and nobody has gone on since.
+                ImageRole::Following if stamp.clean && current && stamp.generation > 0 => {}
+                ImageRole::Following => return Err(DiskError::Following { path: self.path() }),
+                ImageRole::Live if current => {}
+                ImageRole::Live => {
+                    let (image, vm) = (stamp.generation, register.unwrap_or(0));
+                    return Err(DiskError::Stale { path: self.path(), image, vm });
+                }
+            }
+        }
+        state.checked = true;
+        Ok(())
+    }
+
+    /// Backup: the primary's disk is this. An error if this host's image cannot stand for it. Whatever was asked for before is forgotten.
+    pub fn fit(&self, config: &DiskConfig) -> Result<(), DiskError> {
+        let misfit = |why| Err(DiskError::Misfit { path: self.path(), why });
+        let own = self.config();
+        if own.sectors != config.sectors {
+            return misfit(Misfit::Size { own: own.sectors, primary: config.sectors });
+        }
+        if own.read_only != config.read_only {
+            return misfit(Misfit::ReadOnly);
+        }
+        if self.mode == Mode::Shared && own.identity != config.identity {
+            return misfit(Misfit::Other);
+        }
+        let mut state = self.shared.state();
+        state.queue.clear();
+        self.shared.forbid(true);
+        state.follows = true;
+        state.flaw = None;
+        (state.last_entry, state.changed) = (0, false);
+        let same = state
+            .stamp
+            .as_ref()
+            .is_none_or(|stamp| stamp.clean && stamp.role != ImageRole::Copying && stamp.contents() == config.identity);
+        state.is_copy = self.mode == Mode::Shared || self.read_only || same;
+        state.contents = config.identity;
+        if self.mode == Mode::Separate && state.is_copy {
+            // From here on it changes with the primary's.
+            self.put_stamp(&mut state, |stamp| (stamp.role, stamp.clean) = (ImageRole::Following, false))?;
+        }
+        Ok(())
+    }
+
+    /// Backup, after [`fit`](Self::fit): the image is not the primary's as it was when its guest booted, and it has to be [copied](Self::begin_receiving) first.
+    pub fn needs_copy(&self) -> bool {
+        !self.shared.state().is_copy
+    }
+
+    /// Backup: why this image is of no use any more. The backup has to leave: it may not go live.
+    pub fn broken(&self) -> Option<DiskError> {
+        let flaw = self.shared.state().flaw;
+        flaw.map(|flaw| self.flaw(flaw))
+    }
+
+    fn flaw(&self, flaw: Flaw) -> DiskError {
+        match flaw {
+            Flaw::NotACopy => DiskError::NotACopy { path: self.path() },
+            Flaw::Broken => DiskError::Broken { path: self.path() },
+        }
+    }
+
+    /// Changes the stamp, here and durably beside the image.
+    fn put_stamp(&self, state: &mut State, change: impl FnOnce(&mut Stamp)) -> Result<(), DiskError> {
+        let Some(stamp) = &state.stamp else { return Ok(()) };
+        if self.read_only {
+            return Ok(());
+        }
+        let mut stamp = stamp.clone();
+        stamp.vm.clone_from(&self.vm);
+        stamp.mode = self.mode;
+        change(&mut stamp);
+        stamp.write(&self.stamp_path)?;
+        state.stamp = Some(stamp);
         Ok(())
     }
 
     /// Whom to tell that requests have come to their end.
-    pub fn set_waker(&self, _waker: Waker) {}
+    pub fn set_waker(&self, waker: Waker) {
+        self.shared.set_waker(waker);
+        if self.shared.state().queue.has_done() {
+            self.shared.wake();
+        }
+    }
 
     /// A machine was made from a state: these are its requests in flight, before any other.
-    pub fn adopt(&self, _in_flight: Requests) {}
+    pub fn adopt(&self, in_flight: Requests) {
+        let mut state = self.shared.state();
+        if self.lacks_a_copy(&mut state) {
+            return;
+        }
+        state.queue.adopted();
+        let replayed = state.follows;
+        for request in in_flight {
+            state.changed |= request.ask.changes();
+            state.queue.push(0, request, replayed);
+        }
+        drop(state);
+        self.shared.something_is_ready();
+    }
+
+    /// Backup: whether the image is another one than the primary's, perhaps with something on it. Then it is not touched.
+    fn lacks_a_copy(&self, state: &mut State) -> bool {
+        let lacks = self.mode == Mode::Separate && state.follows && !state.is_copy;
+        if lacks {
+            state.flaw.get_or_insert(Flaw::NotACopy);
+        }
+        lacks
+    }
 
     /// This host runs the machine from now on, in `generation`. What the replay has asked for and not got goes to the image
-    /// (again), in order; changes of entries that `protection` holds wait.
-    pub fn go_live(&self, _generation: u64, _protection: Protection) -> Result<(), DiskError> {
+    /// (again), in order; changes of entries that `protection` holds wait. A separate image is brought up to the end of the log first, and flushed, which may take as
+    /// long as that takes.
+    pub fn go_live(&self, generation: u64, protection: Protection) -> Result<(), DiskError> {
+        let mut state = self.shared.state();
+        if state.queue.is_live() {
+            state.queue.protect(protection);
+            drop(state);
+            self.shared.something_is_ready();
+            return Ok(());
+        }
+        if self.mode == Mode::Separate {
+            if state.follows {
+                state = self.shared.wait_while(state, |state| state.queue.is_behind());
+                if !state.is_copy {
+                    state.flaw = Some(Flaw::NotACopy);
+                }
+                if let Some(flaw) = state.flaw {
+                    return Err(self.flaw(flaw));
+                }
+                drop(state);
+                // What the guest saw flushed on the primary has to be so here.
+                self.flush()?;
+                state = self.shared.state();
+            } else if !state.checked && !self.force {
+                match state.stamp.as_ref().map(|stamp| stamp.role) {
+                    Some(ImageRole::Following) => return Err(DiskError::Following { path: self.path() }),
+                    Some(ImageRole::Copying) => return Err(DiskError::Copying { path: self.path() }),
+                    Some(ImageRole::Live) | None => {}
+                }
+            }
+        }
+        let (separate, vm) = (self.mode == Mode::Separate, &self.vm);
+        let contents = hex(state.contents);
+        let stamped = self.put_stamp(&mut state, |stamp| {
+            // Another VM counts anew.
+            stamp.generation = if stamp.vm == *vm { stamp.generation.max(generation) } else { generation };
+            (stamp.role, stamp.clean) = (ImageRole::Live, false);
+            if separate {
+                stamp.contents = contents;
+            }
+        });
+        match stamped {
+            // It tells an image from its copies; this one has none.
+            Err(error) if !separate => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the disk's stamp is not up to date")
+            }
+            stamped => stamped?,
+        }
+        state.queue.go_live(protection);
+        self.shared.forbid(false);
+        let done = state.queue.has_done();
+        drop(state);
+        self.shared.something_is_ready();
+        if done {
+            self.shared.wake();
+        }
         Ok(())
     }
 
+    fn flush(&self) -> Result<(), DiskError> {
+        let flushed = self.shared.image.perform(&Ask::Flush, &mut Buffer::default(), &|| true);
+        flushed.map(|_| ()).map_err(|trouble| self.failed(trouble))
+    }
+
+    /// The guest has come to its end, here or in the replay: makes the image whole, and its stamp says so. Takes as long as the requests under way.
+    pub fn ended(&self) -> Result<(), DiskError> {
+        let mut state = self.shared.state();
+        let separate = self.mode == Mode::Separate;
+        if self.read_only || !separate && !state.queue.is_live() {
+            return Ok(());
+        }
+        if separate {
+            state = self.shared.wait_while(state, |state| state.queue.unexecuted().0 > 0);
+            if state.flaw.is_some() || state.follows && !state.is_copy {
+                return Ok(());
+            }
+        }
+        drop(state);
+        self.flush()?;
+        let mut state = self.shared.state();
+        let (changed, last_entry) = (std::mem::take(&mut state.changed), state.last_entry);
+        let before = state.contents;
+        if changed && separate {
+            // Both sides of a pair that come to the same end name it alike; a machine without a log knows of no other.
+            state.contents = if self.alone || last_entry == 0 {
+                random().map_err(|source| DiskError::Image {
+                    what: "name the contents of",
+                    path: self.path(),
+                    source,
+                })?
+            } else {
+                let bytes = [&before.to_le_bytes()[..], &last_entry.to_le_bytes()].concat();
+                xxhash_rust::xxh3::xxh3_128(&bytes)
+            };
+        }
+        let contents = hex(state.contents);
+        self.put_stamp(&mut state, |stamp| {
+            stamp.clean = true;
+            if separate {
+                stamp.contents = contents;
+            }
+        })
+    }
+
     /// Which changes wait for a backup.
-    pub fn set_protection(&self, _protection: Protection) {}
+    pub fn set_protection(&self, protection: Protection) {
+        let mut state = self.shared.state();
+        state.queue.protect(protection);
+        self.shared.forbid(!state.queue.is_live());
+        drop(state);
+        self.shared.something_is_ready();
+    }
 
     /// Changes of entries below `below` may be made (shared images; those of separate ones are made at once).
-    pub fn release(&self, _below: u64) {}
+    pub fn release(&self, below: u64) {
+        let mut state = self.shared.state();
+        let before = state.queue.held();
+        state.queue.release(below);
+        self.shared.forbid(!state.queue.is_live());
+        drop(state);
+        if before > 0 {
+            self.shared.one_is_ready();
+        }
+    }
 
     /// No change begins until the next release.
-    pub fn hold(&self) {}
+    pub fn hold(&self) {
+        self.shared.forbid(true);
+        self.shared.state().queue.hold();
+    }
 
     /// Changes may begin before `until_ns`, a time of [`boot_clock_ns`](crate::backends::clock::boot_clock_ns), and not later.
-    pub fn set_lease(&self, _until_ns: u64) {}
+    pub fn set_lease(&self, until_ns: u64) {
+        self.shared.set_lease(until_ns);
+    }
 
     /// The backup has executed this many entries: what it reads by itself, it has read.
-    pub fn executed(&self, _entries: u64) {}
+    pub fn executed(&self, entries: u64) {
+        if self.backup_reads {
+            self.shared.state().queue.executed(entries);
+            self.shared.one_is_ready();
+        }
+    }
 
     /// The other side goes on from here: returns when nothing is at work on the image any more, and nothing begins until this side is live again.
     /// May take as long as a request takes. What did not begin stays in flight.
-    pub fn quiesce(&self) {}
+    pub fn quiesce(&self) {
+        self.shared.forbid(true);
+        let mut state = self.shared.state();
+        if self.mode == Mode::Separate {
+            // The other side does what was asked for as well.
+            state = self.shared.wait_while(state, |state| state.queue.unexecuted().0 > 0);
+        }
+        state.queue.not_live();
+        state.follows = true;
+        state.is_copy = true;
+        drop(self.shared.wait_while(state, |state| state.queue.running() > 0));
+    }
 
-    /// This host does not run the machine (any more).
-    pub fn not_live(&self) {}
+    /// After [`quiesce`](Self::quiesce): the other side runs the machine now, in `generation`, and this one is its backup, with all that the guest has done on
+    /// its image.
+    pub fn follow(&self, generation: u64) -> Result<(), DiskError> {
+        if self.mode == Mode::Shared {
+            return Ok(());
+        }
+        let mut state = self.shared.state();
+        self.put_stamp(&mut state, |stamp| {
+            (stamp.role, stamp.clean, stamp.generation) = (ImageRole::Following, false, generation);
+        })
+    }
+
+    /// This host does not run the machine (any more). Nothing of what was asked for and has not begun is done, unless this side goes
+    /// live again, and it is in flight until the log says what it came to.
+    pub fn not_live(&self) {
+        self.shared.forbid(true);
+        self.shared.state().queue.not_live();
+    }
 
     /// Separate images: begins to note what changes, for a copy. The pieces that a new backup needs come from
     /// [`next_piece`](Self::next_piece).
-    pub fn begin_copy(&self) {}
+    pub fn begin_copy(&self) {
+        if self.mode == Mode::Shared {
+            return;
+        }
+        let image = &self.shared.image;
+        // First the notes, then the look at what there is: nothing falls between the two.
+        self.shared.state().copying = Some(ToCopy::none_of(image.size()));
+        let mut from = 0;
+        while from < image.size() {
+            let data = image.data_from(from).unwrap_or(Some((from, image.size())));
+            let Some((begin, end)) = data else { break };
+            if let Some(copying) = &mut self.shared.state().copying {
+                copying.add(begin, end.saturating_sub(begin));
+            }
+            from = end.max(from + 1);
+        }
+    }
 
-    /// The next piece of the image (at most 256 KiB) that the new backup does not have; `None`: it has all, for now.
+    /// The next piece of the image (at most 256 KiB) that the new backup does not have; `None`: it has all, for now. Reads on the caller's thread.
     pub fn next_piece(&self) -> Result<Option<Piece>, DiskError> {
-        Ok(None)
+        let next = self.shared.state().copying.as_mut().and_then(ToCopy::take);
+        let Some((at, length)) = next else { return Ok(None) };
+        let read = self.shared.image.read(at, length as usize, &mut Buffer::default());
+        let mut bytes = match read {
+            Ok(bytes) => bytes,
+            Err(trouble) => {
+                self.still_to_copy(at, length);
+                return Err(self.failed(trouble));
+            }
+        };
+        let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+        // As long as it is of one kind; the rest is for the next call.
+        let zero = is_zero(&bytes[..bytes.len().min(BLOCK as usize)]);
+        let same =
+            bytes.chunks(BLOCK as usize).take_while(|block| is_zero(block) == zero).map(<[u8]>::len).sum::<usize>();
+        self.still_to_copy(at + same as u64, length - same as u64);
+        bytes.truncate(if zero { 0 } else { same });
+        Ok(Some(Piece { at, length: same as u32, bytes }))
+    }
+
+    fn still_to_copy(&self, at: u64, length: u64) {
+        if length > 0
+            && let Some(copying) = &mut self.shared.state().copying
+        {
+            copying.add(at, length);
+        }
     }
 
     /// How many bytes the new backup does not have.
     pub fn left_to_copy(&self) -> u64 {
-        0
+        self.shared.state().copying.as_ref().map_or(0, ToCopy::left_bytes)
     }
 
-    /// Between these two nothing changes the image: the pieces taken meanwhile are those of one moment.
-    pub fn freeze(&self) {}
+    /// Between these two nothing changes the image: the pieces taken meanwhile are those of one moment, and all that the guest has asked for is in them. So it takes as long
+    /// as the changes under way, and the vCPU has to stand still.
+    pub fn freeze(&self) {
+        let state = self.shared.state();
+        let mut state = self.shared.wait_while(state, |state| {
+            self.mode == Mode::Separate && state.queue.unexecuted().0 > 0 || state.queue.running_changes() > 0
+        });
+        state.queue.set_frozen(true);
+    }
 
     /// See [`freeze`](Self::freeze). Ends the copy.
-    pub fn thaw(&self) {}
+    pub fn thaw(&self) {
+        let mut state = self.shared.state();
+        state.queue.set_frozen(false);
+        state.copying = None;
+        drop(state);
+        self.shared.something_is_ready();
+    }
 
-    /// Backup, separate images: the image becomes a copy, and is of no use until [`copied`](Self::copied).
+    /// Backup, separate images, after [`fit`](Self::fit): the image becomes a copy, and is of no use until [`copied`](Self::copied).
     pub fn begin_receiving(&self) -> Result<(), DiskError> {
-        Ok(())
+        if self.mode != Mode::Separate || self.read_only {
+            return Err(DiskError::NotSeparate { path: self.path() });
+        }
+        let mut state = self.shared.state();
+        state.queue.clear();
+        state = self.shared.wait_while(state, |state| state.queue.running() > 0);
+        (state.is_copy, state.flaw) = (false, None);
+        self.put_stamp(&mut state, |stamp| (stamp.role, stamp.clean) = (ImageRole::Copying, false))?;
+        drop(state);
+        // Pieces come only of what is not zeros there.
+        self.shared.image.clear_all().map_err(|trouble| self.failed(trouble))
     }
 
     /// A piece of the copy.
-    pub fn receive(&self, _piece: &Piece) -> Result<(), DiskError> {
-        Ok(())
+    pub fn receive(&self, piece: &Piece) -> Result<(), DiskError> {
+        let Piece { at, length, bytes } = piece;
+        let (at, length) = (*at, u64::from(*length));
+        let end = at.checked_add(length).filter(|end| *end <= self.shared.image.size());
+        let whole = at.is_multiple_of(SECTOR) && length.is_multiple_of(SECTOR);
+        let sound = bytes.is_empty() || bytes.len() as u64 == length && bytes.len() <= MAX_REQUEST;
+        if end.is_none() || !whole || !sound {
+            return Err(DiskError::Piece { path: self.path(), at, length: piece.length });
+        }
+        let mut buffer = Buffer::default();
+        let sector = at / SECTOR;
+        let ask = if bytes.is_empty() {
+            debug_assert!(length <= CLEAR_AT_ONCE * 4);
+            Ask::WriteZeroes { sector, sectors: (length / SECTOR) as u32, may_unmap: true }
+        } else {
+            Ask::Write { sector, data: bytes.clone() }
+        };
+        let done = self.shared.image.perform(&ask, &mut buffer, &|| true);
+        done.map(|_| ()).map_err(|trouble| self.failed(trouble))
     }
 
     /// The copy is whole, and that of `generation`.
-    pub fn copied(&self, _generation: u64) -> Result<(), DiskError> {
+    pub fn copied(&self, generation: u64) -> Result<(), DiskError> {
+        self.flush()?;
+        let mut state = self.shared.state();
+        let contents = hex(state.contents);
+        self.put_stamp(&mut state, |stamp| {
+            (stamp.role, stamp.clean, stamp.generation) = (ImageRole::Following, false, generation);
+            stamp.contents = contents;
+        })?;
+        state.is_copy = true;
         Ok(())
+    }
+
+    /// The counts so far.
+    pub fn counters(&self) -> DiskStatus {
+        let state = self.shared.state();
+        DiskStatus {
+            in_flight: state.queue.in_flight() as u64,
+            held: if self.mode == Mode::Shared && state.queue.is_live() { state.queue.held() as u64 } else { 0 },
+            to_copy_bytes: state.copying.as_ref().map_or(0, ToCopy::left_bytes),
+            ..state.counters
+        }
+    }
+
+    /// Makes the reads that need no waiting, here and now.
+    fn read_at_once(&self, ids: &[u64]) {
+        for id in ids {
+            let Some(job) = self.shared.state().queue.begin_read(*id) else { continue };
+            let (at, length) = job.ask.extent().unwrap_or_default();
+            let read = self.shared.image.try_read(at, length as usize);
+            let mut state = self.shared.state();
+            match read {
+                Some(bytes) => {
+                    self.shared.conclude(&mut state, &job, Ok(Outcome::Read(bytes)));
+                }
+                None => state.queue.put_back(&job),
+            }
+        }
     }
 }
 
 impl Disk for DiskPort {
-    fn submit(&self, _: u64, _: Requests) {}
-
-    fn take(&self) -> Option<Completions> {
-        None
+    fn submit(&self, entry: u64, requests: Requests) {
+        let at_once = |ask: &Ask| matches!(ask, Ask::Read { bytes, .. } if *bytes <= MAX_INLINE);
+        let mut ids = Vec::new();
+        let mut state = self.shared.state();
+        state.last_entry = state.last_entry.max(entry);
+        for request in requests {
+            state.changed |= request.ask.changes();
+            if at_once(&request.ask) {
+                ids.push(request.id);
+            }
+            state.queue.push(entry, request, false);
+        }
+        drop(state);
+        self.read_at_once(&ids);
+        let state = self.shared.state();
+        let (work, done) = (state.queue.has_ready(), state.queue.has_done());
+        drop(state);
+        if work {
+            self.shared.one_is_ready();
+        }
+        if done {
+            self.shared.wake();
+        }
     }
 
-    fn replayed(&self, _: u64, _: &mut Requests) {}
+    fn take(&self) -> Option<Completions> {
+        self.shared.state().queue.take()
+    }
 
-    fn replayed_completed(&self, _: u64, _: &mut Completions) -> Result<(), DiskReplayError> {
+    fn backup_reads(&self) -> bool {
+        self.backup_reads && self.shared.state().queue.batch_elsewhere()
+    }
+
+    fn completed(&self, entry: u64, completions: &Completions) {
+        let mut state = self.shared.state();
+        state.last_entry = state.last_entry.max(entry);
+        state.queue.completed(entry, completions);
+    }
+
+    fn replayed(&self, entry: u64, requests: &mut Requests) {
+        let separate = self.mode == Mode::Separate;
+        let mut state = self.shared.state();
+        state.last_entry = state.last_entry.max(entry);
+        state.follows = true;
+        if self.lacks_a_copy(&mut state) {
+            return;
+        }
+        if let Some(first) = requests.first() {
+            state.queue.ids_from(first.id);
+        }
+        for request in requests.drain(..) {
+            state.changed |= request.ask.changes();
+            state.queue.push(entry, request, true);
+        }
+        if separate || self.backup_reads {
+            self.shared.one_is_ready();
+        }
+        if separate {
+            let (changes, bytes) = MAX_BEHIND;
+            drop(self.shared.wait_while(state, |state| {
+                let behind = state.queue.unexecuted();
+                behind.0 > changes || behind.1 > bytes
+            }));
+        }
+    }
+
+    fn replayed_completed(&self, entry: u64, completions: &mut Completions) -> Result<(), DiskReplayError> {
+        let mut state = self.shared.state();
+        state.last_entry = state.last_entry.max(entry);
+        // The others first: a read may wait for a change that is over by the same entry.
+        for completion in completions.iter() {
+            if matches!(completion.outcome, Outcome::ReadElsewhere { .. }) {
+                continue;
+            }
+            match state.queue.logged(completion.id, completion.outcome == Outcome::Failed) {
+                Word::Settled => {}
+                Word::Broken => self.shared.broke(&mut state),
+                // What this image does is not known to be what the log says, and it is not going live.
+                Word::Unknown if state.flaw.is_some() => {}
+                Word::Unknown => return Err(DiskReplayError::NoSuchRequest(completion.id)),
+            }
+        }
+        self.shared.something_is_ready();
+        for completion in completions {
+            let Outcome::ReadElsewhere { bytes, check } = completion.outcome else { continue };
+            let id = completion.id;
+            let read = loop {
+                match state.queue.own_read(id) {
+                    // Asked for before this side knew of anything, and forgotten by the guest since.
+                    None if state.queue.may_be_unknown(id) => break Outcome::Failed,
+                    None => return Err(DiskReplayError::NoSuchRequest(id)),
+                    Some(OwnRead::Stuck) => return Err(DiskReplayError::OtherBytes(id)),
+                    Some(OwnRead::Is(Outcome::Read(read))) => {
+                        if read.len() != bytes as usize || xxhash_rust::xxh3::xxh3_64(&read) != check {
+                            return Err(DiskReplayError::OtherBytes(id));
+                        }
+                        break Outcome::Read(read);
+                    }
+                    Some(OwnRead::Is(_)) => {
+                        return Err(DiskReplayError::Read(io::Error::other("see the log of this host")));
+                    }
+                    Some(OwnRead::Pending) if !self.backup_reads => return Err(DiskReplayError::NotHere),
+                    Some(OwnRead::Pending) if state.is_closing() => {
+                        return Err(DiskReplayError::Read(io::ErrorKind::Interrupted.into()));
+                    }
+                    Some(OwnRead::Pending) => state = self.shared.wait(state),
+                }
+            };
+            completion.outcome = read;
+            state.queue.logged(id, false);
+        }
         Ok(())
+    }
+}
+
+impl Drop for DiskPort {
+    fn drop(&mut self) {
+        self.shared.close();
+        // What is at work ends before the lock goes.
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
     }
 }

@@ -59,6 +59,11 @@ impl<L: Log> LiveDoor<L> {
         LiveDoor { world, behind, log, digest_every_ns, last_digest_ns, digest_due: false, offloads: None }
     }
 
+    /// Whether the machine is paused.
+    pub fn paused(&self) -> bool {
+        self.world.paused()
+    }
+
     /// Whether the machine, which has run before, is paused.
     pub fn set_paused(&mut self, paused: bool) {
         self.world.set_paused(paused);

@@ -1,9 +1,8 @@
-//! Who stands at the doors of the machine: the [world](live), a [log](replay), or first the one and then the other
-//! ([takeover]).
+//! Who stands at the doors of the machine: the [world](live), a [log](replay), or one after the other ([turns]).
 
 pub mod live;
 pub mod replay;
-pub mod takeover;
+pub mod turns;
 
 use crate::machine::blocks::{Completion, Completions, Outcome, Requests};
 use crate::machine::doors::{ConsoleInput, EndReason};
@@ -76,6 +75,9 @@ pub enum DiskReplayError {
     /// The log leaves reads to whoever replays it, and there is no disk here.
     #[error("the log has left what was read from the disk to the backup, and there is no such disk here")]
     NoDisk,
+    /// The log leaves reads to whoever replays it, and this side was not told to make any.
+    #[error("the primary leaves reads to its backup: say reads=backup with --disk on this host, too")]
+    NotHere,
     /// This side reads something else than the primary has read.
     #[error("this host reads other bytes from the disk than the primary did (request {0})")]
     OtherBytes(u64),

@@ -101,7 +101,7 @@ impl<S: Source> ReplayDoor<S> {
                 let difference = Difference::Kind { logged: error.to_string(), found: "the disk's own answer".into() };
                 Halt::Diverged(Box::new(Divergence { entry: number, at, difference }))
             }
-            DiskReplayError::NoDisk | DiskReplayError::Read(_) => {
+            DiskReplayError::NoDisk | DiskReplayError::NotHere | DiskReplayError::Read(_) => {
                 Halt::Failed { what: "replay a disk read", source: Box::new(error) }
             }
         })?;

@@ -1,146 +1,78 @@
-//! The backup's driver: moves bytes, timers and answers between the world and the protocol's [`Backup`],
-//! feeds the replaying vCPU thread, and after a take-over drains its log.
+//! The backup's driver: moves bytes, timers and answers between the world and the protocol's [`Backup`], feeds the replaying vCPU
+//! thread, and puts the pieces of a running guest's state where they belong.
 
-use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-mod replica;
-
-use replica::{ClockWord, Replica};
-
-use super::board::{Board, Rate};
-use super::channel::{ChannelError, Connection, Received, arrived};
-use super::outgoing::{Batch, Outgoing};
-use super::outlets::Outlets;
-use super::referee::Referee;
-use super::{HostError, Keeping, Outcome, Site, system};
+use super::board::Request;
+use super::channel::{ChannelError, Connection, Received, Stir, arrived};
+use super::desk::{Desk, Turn, turn_away};
+use super::guest::{FromVcpu, Guest, Part, said};
+use super::incoming::Incoming;
+use super::outgoing::Batch;
+use super::receiving::{Receiving, ReceivingError};
+use super::{HostError, Outcome};
 use crate::backends::clock::boot_clock_ns;
 use crate::console::hub::Protection;
-use crate::console::status::{GuestState, Role};
+use crate::console::status::Role;
 use crate::log::boot::decode_boot;
 use crate::log::codec::Encoder;
 use crate::log::entry::Entry;
-use crate::machine::divergence::Divergence;
+use crate::log::stream::{EntryStream, StreamError};
 use crate::machine::doors::{EndReason, Halt};
+use crate::machine::{Machine, Tracking};
 use crate::replication::StopReason;
 use crate::replication::backup::{Action, Backup, Input, State};
 use crate::replication::election::Answer;
-use crate::replication::message::Message;
+use crate::replication::message::{Message, Refusal};
+use crate::replication::primary::Primary;
 
 /// How long a backup whose guest has ended keeps the guest's last words for clients that come from a dead primary.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// What the vCPU thread says.
-enum FromVcpu {
-    WentLive,
-    Done(Result<EndReason, Halt>),
-}
-
 /// What happened next.
 enum Wake {
     Connected(std::io::Result<TcpStream>),
-    Arrived(Result<(), ChannelError>),
+    Accepted(std::io::Result<(TcpStream, std::net::SocketAddr)>),
+    Arrived(Result<Stir, ChannelError>),
     Time,
     Refresh,
     Answer(Answer),
     Vcpu(FromVcpu),
-    Logged,
-    StopRequested,
+    Requested(Request),
+}
+
+/// Why a message cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum BadMessage {
+    #[error("the log that was received")]
+    Stream(#[from] StreamError),
+    #[error("the state that was received")]
+    State(#[from] ReceivingError),
 }
 
 type Connecting = Pin<Box<dyn Future<Output = std::io::Result<TcpStream>> + Send>>;
 
-struct Driver {
-    protocol: Backup,
+/// The driver.
+pub(super) struct Driver<'a> {
+    desk: &'a mut Desk,
+    protocol: Box<Backup>,
     actions: Vec<Action>,
-    primary: String,
     connecting: Option<Connecting>,
-    connection: Option<Connection>,
     broken: bool,
-    /// The bulk of the message that the protocol is being told about: the boot, or decoded entries and their bytes.
-    boot: Vec<u8>,
+    /// The bulk of the message that the protocol is being told about: a boot or a piece of state, or decoded entries and their bytes.
+    bulk: Vec<u8>,
     entries: Vec<Entry>,
     batch: Batch,
-    replica: Option<Replica>,
-    keeping: Keeping,
-    outlets: Outlets,
-    board: Arc<Board>,
-    referee: Referee,
-    host_name: String,
-    clock: Arc<ClockWord>,
-    stopped: Option<StopReason>,
-    divergence: Option<Box<Divergence>>,
-    rate: Rate,
-    heartbeats_sent: u64,
-}
-
-/// How a backup came to its end.
-#[derive(Debug)]
-pub struct BackupEnd {
-    /// The end itself.
-    pub outcome: Outcome,
-    /// The first difference, if this backup's execution was not the primary's.
-    pub divergence: Option<Box<Divergence>>,
-    /// The log, if it was kept and the end makes it interesting.
-    pub log: Option<PathBuf>,
-}
-
-/// Runs a backup of the machine whose primary listens at `primary`, until it is over: here, or there.
-pub async fn run(site: Site, primary: String) -> Result<BackupEnd, HostError> {
-    let Site { me, settings, keeping, outlets, board, arbiter } = site;
-    let mut driver = Driver {
-        protocol: Backup::new(me.clone(), settings),
-        actions: Vec::with_capacity(16),
-        primary,
-        connecting: None,
-        connection: None,
-        broken: false,
-        boot: Vec::new(),
-        entries: Vec::new(),
-        batch: Batch::default(),
-        replica: None,
-        keeping,
-        outlets: outlets.clone(),
-        board,
-        host_name: me.host_name().into(),
-        referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
-        clock: Arc::new(ClockWord::default()),
-        stopped: None,
-        divergence: None,
-        rate: Rate::default(),
-        heartbeats_sent: 0,
-    };
-    let carrier = outlets.network.map(|port| tokio::spawn(port.run()));
-    let result = driver.drive().await;
-    let end = driver.finish(result).await;
-    if let Some(carrier) = carrier {
-        carrier.abort();
-    }
-    end
-}
-
-/// Waits for the vCPU thread of `replica`, or for ever where there is none.
-async fn from_vcpu(replica: &mut Option<Replica>) -> FromVcpu {
-    match replica {
-        Some(replica) if replica.ended.is_none() => match replica.vcpu.recv().await {
-            Some(said) => said,
-            None => std::future::pending().await,
-        },
-        _ => std::future::pending().await,
-    }
-}
-
-/// Waits for entries of the machine that went live here, or for ever.
-async fn logged(outgoing: Option<Arc<Outgoing>>) {
-    match outgoing {
-        Some(outgoing) => outgoing.ready().await,
-        None => std::future::pending().await,
-    }
+    /// Turns the log's bytes into entries, from where the machine stands on.
+    stream: EntryStream,
+    receiving: Option<Receiving>,
+    /// The primary that is being connected to.
+    primary: String,
+    turn: Option<Turn>,
 }
 
 async fn connected(connecting: &mut Option<Connecting>) -> std::io::Result<TcpStream> {
@@ -154,23 +86,65 @@ async fn connected(connecting: &mut Option<Connecting>) -> std::io::Result<TcpSt
     }
 }
 
-impl Driver {
-    async fn drive(&mut self) -> Result<(), HostError> {
+impl<'a> Driver<'a> {
+    /// A backup that looks for its primary.
+    pub fn new(desk: &'a mut Desk) -> Self {
+        let protocol = Box::new(Backup::new(desk.me.clone(), desk.settings));
+        Self::with(desk, protocol, EntryStream::new())
+    }
+
+    /// The backup that a primary has become which has handed over; its machine replays already.
+    pub fn handed_over(desk: &'a mut Desk, protocol: Box<Backup>) -> Self {
+        let stream = desk.guest.as_ref().and_then(Guest::position).map(EntryStream::continuing).unwrap_or_default();
+        Self::with(desk, protocol, stream)
+    }
+
+    fn with(desk: &'a mut Desk, protocol: Box<Backup>, stream: EntryStream) -> Self {
+        Driver {
+            desk,
+            protocol,
+            actions: Vec::with_capacity(16),
+            connecting: None,
+            broken: false,
+            bulk: Vec::new(),
+            entries: Vec::new(),
+            batch: Batch::default(),
+            stream,
+            receiving: None,
+            primary: String::new(),
+            turn: None,
+        }
+    }
+
+    /// Drives until the role changes or ends.
+    pub async fn drive(mut self) -> Result<Turn, HostError> {
         let mut refresh = super::board::refresh();
         self.feed(Input::Start)?;
-        while self.stopped.is_none() {
+        if self.desk.connection.is_some() {
+            // What came behind the change of roles.
+            self.on_messages()?;
+        }
+        loop {
+            if let Some(turn) = self.turn.take() {
+                self.report();
+                return Ok(turn);
+            }
+            if self.desk.stopped.is_some() {
+                self.give_up().await;
+                return Ok(Turn::Over);
+            }
             let time = super::due(self.protocol.next_deadline());
-            let outgoing = self.replica.as_ref().and_then(|r| r.live.get()).map(|(_, outgoing)| outgoing.clone());
+            let Desk { connection, guest, referee, listener, board, .. } = &mut *self.desk;
             let wake = tokio::select! {
                 biased;
                 _ = refresh.tick() => Wake::Refresh,
-                result = arrived(&mut self.connection) => Wake::Arrived(result),
-                said = from_vcpu(&mut self.replica) => Wake::Vcpu(said),
-                answer = self.referee.answer() => Wake::Answer(answer),
+                result = arrived(connection) => Wake::Arrived(result),
+                said = said(guest) => Wake::Vcpu(said),
+                answer = referee.answer() => Wake::Answer(answer),
                 () = time => Wake::Time,
                 stream = connected(&mut self.connecting) => Wake::Connected(stream),
-                () = logged(outgoing) => Wake::Logged,
-                () = self.board.stop_requested() => Wake::StopRequested,
+                accepted = listener.accept() => Wake::Accepted(accepted),
+                request = board.requested() => Wake::Requested(request),
             };
             match wake {
                 Wake::Refresh => self.report(),
@@ -179,22 +153,22 @@ impl Driver {
                     tracing::debug!(%error, primary = self.primary, "no connection to the primary yet");
                     self.feed(Input::Disconnected)?;
                 }
+                Wake::Accepted(Ok((stream, _))) => turn_away(stream, Refusal::Busy),
+                Wake::Accepted(Err(error)) => {
+                    tracing::warn!(%error, "cannot accept a connection on the logging channel")
+                }
                 Wake::Arrived(result) => self.on_arrived(result)?,
                 Wake::Time => {
                     self.tell_executed()?;
                     self.feed(Input::Tick)?;
                 }
                 Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
-                Wake::Vcpu(FromVcpu::WentLive) => {
-                    self.feed(Input::WentLive)?;
-                    self.report();
-                }
-                Wake::Vcpu(FromVcpu::Done(done)) => self.on_done(done)?,
-                Wake::Logged => self.drain_log(),
-                Wake::StopRequested => self.feed(Input::StopRequested)?,
+                Wake::Vcpu(said) => self.on_vcpu(said)?,
+                Wake::Requested(Request::Stop) => self.feed(Input::StopRequested)?,
+                Wake::Requested(Request::Switch(reply)) => reply.refuse("this host does not run the machine".into()),
+                Wake::Requested(Request::Control(_)) => {}
             }
         }
-        Ok(())
     }
 
     /// Tells the protocol, and does what it says.
@@ -211,7 +185,7 @@ impl Driver {
             }
             self.actions = actions;
             if std::mem::take(&mut self.broken) {
-                self.connection = None;
+                self.desk.connection = None;
                 next = Some(Input::Disconnected);
             }
         }
@@ -222,65 +196,62 @@ impl Driver {
     fn perform(&mut self, action: Action) -> Result<Option<Input>, HostError> {
         match action {
             Action::Connect => {
-                self.drop_replica();
-                let primary = self.primary.clone();
+                self.receiving = None;
+                self.desk.drop_guest();
+                let primary = self.desk.peer();
+                self.primary.clone_from(&primary);
                 self.connecting = Some(Box::pin(async move { TcpStream::connect(primary).await }));
             }
-            Action::Send(message) => {
-                self.heartbeats_sent += u64::from(matches!(message, Message::Heartbeat { .. }));
-                if let Some(connection) = &mut self.connection
-                    && let Err(error) = connection.send(&message, &[])
-                {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "sending to the primary");
-                    self.broken = true;
-                }
-            }
-            Action::Disconnect => {
-                if let Some(connection) = self.connection.take() {
-                    tokio::spawn(connection.close());
-                }
-            }
+            Action::Send(message) => self.broken |= !self.desk.send(&message, &[]),
+            Action::Disconnect => self.desk.disconnect(),
             Action::Load => {
-                let boot = decode_boot(&std::mem::take(&mut self.boot))?;
-                self.load(&boot)?;
+                self.load()?;
+                return Ok(Some(Input::Loaded));
+            }
+            Action::LoadBlank => {
+                let boot = decode_boot(&std::mem::take(&mut self.bulk))?;
+                self.desk.outlets.fit(&boot)?;
+                self.receiving = Some(Receiving::begin(boot, &self.desk.outlets)?);
+            }
+            // Done where a flaw can still be told: see `unpack`.
+            Action::Apply => {}
+            Action::Restore { .. } => {
+                self.restore()?;
                 return Ok(Some(Input::Loaded));
             }
             Action::Replay { stamp, .. } => {
-                if let Some(replica) = &mut self.replica {
-                    self.rate.add(self.batch.bytes.len() as u64);
-                    replica.incoming.push(self.entries.drain(..), stamp);
-                    if let Some(keeper) = &mut replica.keeper {
-                        keeper.keep(std::mem::take(&mut self.batch));
-                    }
+                if let Some(incoming) = self.desk.guest.as_ref().and_then(Guest::incoming) {
+                    self.desk.rate.add(self.batch.bytes.len() as u64);
+                    incoming.push(self.entries.drain(..), stamp);
+                    let batch = std::mem::take(&mut self.batch);
+                    self.desk.kept(batch);
                 }
             }
             Action::RunTo { at, stamp, .. } => {
-                if let Some(replica) = &self.replica {
-                    replica.incoming.clear_up_to(at, stamp);
+                if let Some(incoming) = self.desk.guest.as_ref().and_then(Guest::incoming) {
+                    incoming.clear_up_to(at, stamp);
                 }
             }
             Action::Left { below } => {
-                if let Some(network) = &self.outlets.network {
+                if let Some(network) = &self.desk.outlets.network {
                     network.left(below);
                 }
             }
-            Action::Ask(question) => self.referee.ask(question),
-            Action::GoLive { generation, entries } => {
+            Action::Ask(question) => self.desk.referee.ask(question),
+            Action::GoLive { generation, entries, .. } => {
                 tracing::info!(generation, entries, "won; going live");
-                if let Some(replica) = &self.replica {
-                    let encoder = Encoder::continuing(replica.stream.decoder());
-                    *replica.encoder.lock().unwrap_or_else(PoisonError::into_inner) = Some(encoder);
-                    replica.incoming.go_live();
+                if let Some(guest) = &self.desk.guest {
+                    guest.go_live(Encoder::continuing(self.stream.decoder()));
                 }
             }
-            Action::Release { .. } => {
-                self.board.set_live(true);
-                self.outlets.go_live(self.protocol.generation(), Protection::Unprotected)?;
+            Action::BecomePrimary if self.desk.guest.as_ref().is_some_and(|guest| guest.ended.is_some()) => {
+                // A guest that has ended has no more to do than to say its last words.
+                self.desk.board.set_live(true);
+                self.desk.outlets.go_live(self.protocol.generation(), Protection::Unprotected)?;
+                self.desk.stopped = Some(StopReason::Ended);
             }
-            Action::StopGuest => {
-                if let Some((world, _)) = self.replica.as_ref().and_then(|r| r.live.get()) {
-                    world.stop();
-                }
+            Action::BecomePrimary => {
+                self.turn = Some(Turn::Primary(Box::new(Primary::from_backup((*self.protocol).clone()))));
             }
             Action::Suspect(suspicion) if matches!(self.protocol.state(), State::Connecting { .. }) => {
                 // Nothing has run yet, and nothing is lost: it connects again.
@@ -289,64 +260,109 @@ impl Driver {
             Action::Suspect(suspicion) => tracing::warn!("the primary is given up: {suspicion}"),
             Action::Stop(reason) => {
                 tracing::info!("{reason}");
-                self.stopped = Some(reason);
+                self.desk.stopped = Some(reason);
             }
         }
         Ok(None)
     }
 
+    /// Makes the machine that the primary is about to boot, and has it wait for the log.
+    fn load(&mut self) -> Result<(), HostError> {
+        let boot = decode_boot(&std::mem::take(&mut self.bulk))?;
+        self.desk.outlets.fit(&boot)?;
+        let machine = Machine::new(&boot, Tracking::On)?;
+        self.desk.board.watch(machine.safepoints());
+        self.desk.keep(&boot)?;
+        self.stream = EntryStream::new();
+        let incoming = Incoming::new(machine.safepoints());
+        let guest = Guest::replica(machine, Arc::new(boot), incoming, 0, self.desk.surroundings())?;
+        self.desk.guest = Some(guest);
+        Ok(())
+    }
+
+    /// The state is here as a whole: makes the machine of it, and has it wait for the log that follows.
+    fn restore(&mut self) -> Result<(), HostError> {
+        let Some(receiving) = self.receiving.take() else { return Ok(()) };
+        let generation = self.protocol.generation();
+        let (machine, boot, state) =
+            receiving.finish(&std::mem::take(&mut self.bulk), generation, &self.desk.outlets)?;
+        let (entries, clock_ns) = (state.position.entries(), state.position.clock_ns());
+        self.desk.board.watch(machine.safepoints());
+        self.desk.outlets.hub.restore(&state.console, entries);
+        if let Some(disk) = &self.desk.outlets.disk {
+            disk.adopt(machine.disk_in_flight());
+        }
+        self.stream = EntryStream::continuing(&state.position);
+        let incoming = Incoming::from_entry(machine.safepoints(), entries);
+        let guest = Guest::replica(machine, boot, incoming, clock_ns, self.desk.surroundings())?;
+        guest.heard_of_clock(state.guest_clock_ns);
+        tracing::info!(entries, "the guest's state is here");
+        self.desk.guest = Some(guest);
+        Ok(())
+    }
+
     fn on_connected(&mut self, stream: TcpStream) -> Result<(), HostError> {
         match Connection::new(stream) {
             Ok(connection) => {
-                self.connection = Some(connection);
+                self.desk.connection = Some(connection);
                 self.feed(Input::Connected)
             }
             Err(_) => self.feed(Input::Disconnected),
         }
     }
 
-    fn on_arrived(&mut self, result: Result<(), ChannelError>) -> Result<(), HostError> {
-        let mut trouble: Option<Box<dyn std::error::Error>> = None;
+    fn on_arrived(&mut self, result: Result<Stir, ChannelError>) -> Result<(), HostError> {
         match result {
-            Ok(()) => {
+            Ok(Stir::Drained) => Ok(()),
+            Ok(Stir::Arrived) => {
                 self.feed(Input::Heard)?;
                 self.tell_executed()?;
+                self.on_messages()
             }
-            Err(error) => trouble = Some(error.into()),
+            Err(error) => self.lost(&error),
         }
-        while trouble.is_none() {
-            let Some(connection) = &mut self.connection else { return Ok(()) };
+    }
+
+    fn on_messages(&mut self) -> Result<(), HostError> {
+        while self.turn.is_none() {
+            let Some(connection) = &mut self.desk.connection else { return Ok(()) };
             match connection.next_message() {
                 Ok(Some(mut received)) => match self.unpack(&mut received) {
                     Ok(()) => self.feed(Input::Received(received.message))?,
-                    Err(error) => trouble = Some(error.into()),
+                    Err(error) => return self.lost(&error),
                 },
                 Ok(None) => return Ok(()),
-                Err(error) => trouble = Some(error.into()),
+                Err(error) => return self.lost(&error),
             }
-        }
-        if let Some(error) = trouble {
-            tracing::debug!(error = error.as_ref(), "the logging channel");
-            self.connection = None;
-            self.feed(Input::Disconnected)?;
         }
         Ok(())
     }
 
+    fn lost(&mut self, error: &(dyn std::error::Error + 'static)) -> Result<(), HostError> {
+        tracing::debug!(error, "the logging channel");
+        self.desk.connection = None;
+        self.feed(Input::Disconnected)
+    }
+
     /// Makes sense of the bulk *before* the protocol hears of the message: what cannot be replayed is not acknowledged.
-    fn unpack(&mut self, received: &mut Received) -> Result<(), crate::log::stream::StreamError> {
+    fn unpack(&mut self, received: &mut Received) -> Result<(), BadMessage> {
         match &received.message {
-            Message::Boot => self.boot = std::mem::take(&mut received.bulk),
-            Message::Heartbeat { guest_clock_ns, .. } => {
-                self.clock.heard_ns.store(boot_clock_ns(), SeqCst);
-                self.clock.guest_ns.store(*guest_clock_ns, SeqCst);
+            Message::Boot | Message::Transfer | Message::State { .. } => self.bulk = std::mem::take(&mut received.bulk),
+            Message::Chunk => {
+                if let Some(receiving) = &mut self.receiving {
+                    receiving.apply(&received.bulk, &self.desk.outlets)?;
+                }
             }
-            Message::Entries { first, count, .. } => {
-                let Some(replica) = &mut self.replica else { return Ok(()) };
-                replica.stream.begin(*first, *count)?;
+            Message::Heartbeat { guest_clock_ns, .. } => {
+                if let Some(guest) = &self.desk.guest {
+                    guest.heard_of_clock(*guest_clock_ns);
+                }
+            }
+            Message::Entries { first, count, .. } if self.desk.guest.is_some() => {
+                self.stream.begin(*first, *count)?;
                 self.entries.clear();
                 let mut rest = received.bulk.as_slice();
-                while let Some(entry) = replica.stream.next(&mut rest)? {
+                while let Some(entry) = self.stream.next(&mut rest)? {
                     self.entries.push(entry);
                 }
                 self.batch = Batch { first: *first, count: *count, bytes: std::mem::take(&mut received.bulk) };
@@ -357,124 +373,72 @@ impl Driver {
     }
 
     fn tell_executed(&mut self) -> Result<(), HostError> {
-        let Some(replica) = &self.replica else { return Ok(()) };
-        let (entries, stamp) = replica.incoming.executed();
+        let Some(incoming) = self.desk.guest.as_ref().and_then(Guest::incoming) else { return Ok(()) };
+        let (entries, stamp) = incoming.executed();
         self.feed(Input::Executed { entries, stamp })
+    }
+
+    fn on_vcpu(&mut self, said: FromVcpu) -> Result<(), HostError> {
+        match said {
+            FromVcpu::WentLive(living) => {
+                if let Some(guest) = &mut self.desk.guest {
+                    guest.part = Part::Living(living);
+                }
+                self.feed(Input::WentLive)
+            }
+            FromVcpu::Done(done) => self.on_done(done),
+            // Only a living machine logs that the other side goes on.
+            FromVcpu::Follows(..) => Ok(()),
+        }
     }
 
     fn on_done(&mut self, done: Result<EndReason, Halt>) -> Result<(), HostError> {
         match done {
             Ok(reason) => {
-                if let Some(replica) = &mut self.replica {
-                    replica.ended = Some(reason);
+                if let Some(guest) = &mut self.desk.guest {
+                    guest.ended = Some(reason);
                 }
                 self.tell_executed()?;
                 self.feed(Input::GuestEnded)
             }
             Err(Halt::Diverged(divergence)) => {
                 let (entry, text) = (divergence.entry, divergence.to_string().into());
-                self.divergence = Some(divergence);
+                self.desk.divergence = Some(divergence);
                 self.feed(Input::Diverged { entry, text })
             }
             Err(halt) => Err(halt.into()),
         }
     }
 
-    /// After the take-over: the log has no reader but the copy, if one is kept.
-    fn drain_log(&mut self) {
-        let Some(replica) = &mut self.replica else { return };
-        let Some((_, outgoing)) = replica.live.get() else { return };
-        if let Some(batch) = outgoing.take(Vec::new()) {
-            self.rate.add(batch.bytes.len() as u64);
-            if let Some(keeper) = &mut replica.keeper {
-                keeper.keep(batch);
-            }
-        }
-    }
-
     fn report(&mut self) {
-        let now = boot_clock_ns();
-        let heartbeats_sent = self.heartbeats_sent;
-        let rate = self.rate.per_second();
-        let (protocol, replica) = (&self.protocol, &self.replica);
-        let net = self.outlets.network.as_ref().map(|port| port.counters());
-        let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
-        self.board.update(|status| {
-            status.state = protocol.state().name().into();
-            status.role = match protocol.state() {
-                State::Connecting { .. } | State::Loading | State::Ready | State::Following | State::Finishing => {
-                    Role::Backup
-                }
-                State::Asking(_) | State::GoingLive => Role::Waiting,
-                State::Live => Role::Unprotected,
-                State::Stopped(_) => Role::Retired,
-            };
-            status.generation = protocol.generation();
-            status.net = net;
-            status.peer = protocol.peer().map(|peer| peer.host_name.clone());
-            status.log_bytes_per_s = rate;
-            status.entries = protocol.received();
-            status.execution_lag_entries = Some(protocol.received() - protocol.executed());
-            status.heartbeats_sent = heartbeats_sent;
-            status.heartbeats_received = protocol.heartbeats();
-            status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
-            status.guest = match replica {
-                Some(Replica { ended: Some(reason), .. }) => GuestState::Ended(reason.to_string()),
-                Some(_) => GuestState::Running,
-                None => GuestState::Starting,
-            };
-            status.log_bytes = log_bytes;
-            if let Some(traffic) = traffic {
-                (status.channel_sent_bytes, status.channel_received_bytes) = (traffic.sent, traffic.received);
-            }
-        });
+        let received = self.receiving.as_mut().map(Receiving::status);
+        super::report::backup(self.desk, &self.protocol, received);
     }
 
-    /// A machine that was loaded for a primary that went away before its guest ran.
-    fn drop_replica(&mut self) {
-        if let Some(replica) = self.replica.take() {
-            replica.incoming.abandon();
-            tokio::spawn(super::vcpu_thread::stop(Some(replica.thread)));
-        }
-    }
-
-    async fn finish(mut self, result: Result<(), HostError>) -> Result<BackupEnd, HostError> {
-        match (&self.stopped, &self.replica) {
-            (Some(StopReason::Ended), Some(Replica { ended: Some(reason), live, .. })) => {
-                if live.get().is_none() {
-                    // All it said may leave. A client whose primary dies at this very moment finds the rest, and the end, here.
-                    self.outlets.hub.ended(self.protocol.received().saturating_sub(1), reason);
-                    self.outlets.hub.go_live(self.protocol.generation(), Protection::Unprotected);
-                    tokio::time::sleep(LAST_WORDS).await;
-                }
+    async fn give_up(&mut self) {
+        let reason = self.desk.guest.as_ref().and_then(|guest| guest.ended.clone());
+        match (&self.desk.stopped, reason) {
+            (Some(StopReason::Ended), Some(reason)) => {
+                // All it said may leave. A client whose primary dies at this very moment finds the rest, and the end, here.
+                let hub = &self.desk.outlets.hub;
+                hub.ended(self.protocol.received().saturating_sub(1), &reason);
+                hub.go_live(self.protocol.generation(), Protection::Unprotected);
+                tokio::time::sleep(LAST_WORDS).await;
             }
             _ => {
-                self.outlets.not_live(Role::Retired);
-                self.board.set_live(false);
+                self.desk.outlets.not_live(Role::Retired);
+                self.desk.board.set_live(false);
             }
         }
         self.report();
-        let mut log = None;
-        let mut reason = None;
-        if let Some(mut replica) = self.replica.take() {
-            replica.incoming.abandon();
-            if let Some((world, outgoing)) = replica.live.get() {
-                outgoing.close();
-                world.abandon();
-                world.end();
-            }
-            super::vcpu_thread::stop(Some(replica.thread)).await;
-            reason = replica.ended;
-            if let Some(keeper) = replica.keeper.take() {
-                let path = keeper.path().to_owned();
-                log = Some(keeper.close().map_err(|source| HostError::Keep { path, source })?);
-            }
-        }
-        result?;
-        let outcome = match (reason, self.stopped) {
-            (Some(reason), Some(StopReason::Ended)) => Outcome::Ended(reason),
-            (_, stopped) => Outcome::Stopped(stopped.unwrap_or(StopReason::Operator)),
-        };
-        Ok(BackupEnd { outcome, divergence: self.divergence, log })
+    }
+}
+
+/// How a side of a pair came to its end, in the caller's words.
+pub(super) fn outcome(desk: &Desk) -> Outcome {
+    let ended = desk.guest.as_ref().and_then(|guest| guest.ended.clone());
+    match (ended, desk.stopped.clone()) {
+        (Some(reason), Some(StopReason::Ended)) => Outcome::Ended(reason),
+        (_, stopped) => Outcome::Stopped(stopped.unwrap_or(StopReason::Operator)),
     }
 }

@@ -1,30 +1,71 @@
-//! What a host says about its machine: filled by the channel thread, read by `lockstep status`.
+//! What a host says about its machine, and what is asked of it: filled and heard by the channel thread, read and written by the console port.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::snapshots::{self, Operated};
+
 use crate::console::hub::Hub;
-use crate::console::server::{ControlError, ControlHandler, Who};
+use crate::console::server::{ControlError, ControlHandler, Pending, Who};
 use crate::console::status::{GuestState, Status};
-use crate::console::wire::Command;
+use crate::console::wire::{Answer, Command};
 use crate::machine::doors::Control;
 use crate::machine::safepoint::Safepoints;
 
-/// The status of this host, and the operator's wish to stop.
+/// What the operator asks of a host's driver.
+#[derive(Debug)]
+pub enum Request {
+    /// To stop.
+    Stop,
+    /// To let the other host go on.
+    Switch(Reply),
+    /// To do this to the guest, on both hosts.
+    Control(Control),
+}
+
+/// Where the answer to a request goes. Dropping it tells whoever waits that there is none.
+#[derive(Debug)]
+pub struct Reply(oneshot::Sender<Answer>);
+
+impl Reply {
+    /// A reply, and where it arrives.
+    pub fn new() -> (Self, oneshot::Receiver<Answer>) {
+        let (say, heard) = oneshot::channel();
+        (Reply(say), heard)
+    }
+
+    /// It is done; `text` says what.
+    pub fn accept(self, text: String) {
+        // Whoever asked may have gone.
+        let _ = self.0.send(Answer { accepted: true, text });
+    }
+
+    /// It is not done; `text` says why.
+    pub fn refuse(self, text: String) {
+        let _ = self.0.send(Answer { accepted: false, text });
+    }
+}
+
+/// The status of this host, and the operator's wishes.
 pub struct Board {
     hub: Arc<Hub>,
     status: Mutex<Status>,
     /// Of the machine, once there is one: where it stands is asked of itself.
     safepoints: Mutex<Option<Safepoints>>,
+    /// Of the machine, while it lives here: what snapshots are taken of.
     operated: Mutex<Option<Operated>>,
     began: Instant,
-    stop: Notify,
+    requests: Mutex<VecDeque<Request>>,
+    requested: Notify,
     live: AtomicBool,
 }
+
+/// Requests that may wait for the driver. It looks at each within milliseconds.
+const MAX_REQUESTS: usize = 64;
 
 impl Board {
     /// The board of the machine `vm` on `host`.
@@ -36,7 +77,8 @@ impl Board {
             safepoints: Mutex::new(None),
             operated: Mutex::new(None),
             began: Instant::now(),
-            stop: Notify::new(),
+            requests: Mutex::default(),
+            requested: Notify::new(),
             live: AtomicBool::new(false),
         })
     }
@@ -51,72 +93,7 @@ impl Board {
         *self.safepoints.lock().unwrap_or_else(PoisonError::into_inner) = Some(safepoints);
     }
 
-    /// Whether this host runs the machine, so that a request to stop it is for this host.
-    pub fn set_live(&self, live: bool) {
-        self.live.store(live, SeqCst);
-    }
-
-    /// Asks this side of the machine to stop, whatever it is.
-    pub fn request_stop(&self) {
-        self.stop.notify_one();
-    }
-
-    /// Waits until somebody asks the machine to stop.
-    pub async fn stop_requested(&self) {
-        self.stop.notified().await;
-    }
-}
-
-impl ControlHandler for Board {
-    fn status(&self) -> Status {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(safepoints) = &*self.safepoints.lock().unwrap_or_else(PoisonError::into_inner) {
-            (status.instant_exits, status.instant_polls) = (safepoints.exits(), safepoints.count());
-        }
-        if status.guest == GuestState::Running
-            && self.operated().is_some_and(|operated| operated.subject.world.paused())
-        {
-            status.guest = GuestState::Paused;
-        }
-        status.console = self.hub.console_status();
-        status.outputs_held = status.console.outputs_held;
-        status.uptime_ms = self.began.elapsed().as_millis() as u64;
-        status
-    }
-
-    fn request(&self, who: &Who, command: Command) -> Result<&'static str, ControlError> {
-        self.may_be_asked()?;
-        tracing::info!(who = %who.address, ?command, "asked to do something with the machine");
-        let control = match command {
-            Command::Stop => {
-                self.stop.notify_one();
-                return Ok("the machine is being stopped");
-            }
-            Command::Pause => Control::Pause,
-            Command::Resume => Control::Resume,
-            Command::Reset => Control::Reset,
-            Command::Snapshot => return Err(ControlError::NotPossible("a snapshot is asked for in another way")),
-        };
-        let operated = self.operated().ok_or(ControlError::NotPossible("the machine cannot be operated yet"))?;
-        operated.subject.world.control(control);
-        Ok(match control {
-            Control::Pause => "the machine is being paused",
-            Control::Resume => "the machine goes on",
-            Control::Reset => "the machine is being reset",
-            Control::Switch => unreachable!("not asked for here"),
-        })
-    }
-
-    fn snapshot(&self, who: &Who) -> Result<mpsc::Receiver<Vec<u8>>, ControlError> {
-        self.may_be_asked()?;
-        let operated = self.operated().ok_or(ControlError::NotPossible("the machine cannot be operated yet"))?;
-        tracing::info!(who = %who.address, "asked for a snapshot");
-        snapshots::stream(operated).map_err(|_| ControlError::NotPossible("no thread for the snapshot"))
-    }
-}
-
-impl Board {
-    /// The machine that operators reach, once it lives here.
+    /// The machine that lives here.
     pub fn operate(&self, operated: Operated) {
         *self.operated.lock().unwrap_or_else(PoisonError::into_inner) = Some(operated);
     }
@@ -136,8 +113,88 @@ impl Board {
         }
         Ok(())
     }
+
+    /// Whether this host runs the machine, so that a request to it is for this host.
+    pub fn set_live(&self, live: bool) {
+        self.live.store(live, SeqCst);
+    }
+
+    fn ask(&self, request: Request) {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if requests.len() < MAX_REQUESTS {
+            requests.push_back(request);
+        }
+        drop(requests);
+        self.requested.notify_one();
+    }
+
+    /// Asks this side of the machine to stop, whatever it is.
+    pub fn request_stop(&self) {
+        self.ask(Request::Stop);
+    }
+
+    /// Waits until somebody asks for something. Cancelling the wait loses nothing.
+    pub async fn requested(&self) -> Request {
+        loop {
+            if let Some(request) = self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
+                return request;
+            }
+            self.requested.notified().await;
+        }
+    }
 }
 
+impl ControlHandler for Board {
+    fn status(&self) -> Status {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(safepoints) = &*self.safepoints.lock().unwrap_or_else(PoisonError::into_inner) {
+            (status.instant_exits, status.instant_polls) = (safepoints.exits(), safepoints.count());
+        }
+        if status.guest == GuestState::Running && self.operated().is_some_and(|operated| operated.subject.world.paused()) {
+            status.guest = GuestState::Paused;
+        }
+        status.console = self.hub.console_status();
+        status.outputs_held = status.console.outputs_held;
+        status.uptime_ms = self.began.elapsed().as_millis() as u64;
+        status
+    }
+
+    fn command(&self, command: Command, who: &Who) -> Result<Pending, ControlError> {
+        self.may_be_asked()?;
+        tracing::info!(who = %who.address, ?command, "asked for");
+        Ok(match command {
+            Command::Stop => {
+                self.ask(Request::Stop);
+                Pending::Done("the machine is being stopped".into())
+            }
+            Command::Pause => {
+                self.ask(Request::Control(Control::Pause));
+                Pending::Done("the guest is being paused".into())
+            }
+            Command::Resume => {
+                self.ask(Request::Control(Control::Resume));
+                Pending::Done("the guest goes on".into())
+            }
+            Command::Reset => {
+                self.ask(Request::Control(Control::Reset));
+                Pending::Done("the machine is being reset".into())
+            }
+            Command::Switch => {
+                let (reply, answer) = Reply::new();
+                self.ask(Request::Switch(reply));
+                Pending::Later(answer)
+            }
+            Command::Snapshot => return Err(ControlError::NotPossible("a snapshot needs a connection of its own")),
+        })
+    }
+
+    fn snapshot(&self, who: &Who) -> Result<mpsc::Receiver<Vec<u8>>, ControlError> {
+        self.may_be_asked()?;
+        let operated = self.operated().ok_or(ControlError::NotPossible("this host takes no snapshots yet"))?;
+        tracing::info!(who = %who.address, "asked for a snapshot");
+        snapshots::stream(operated).map_err(|_| ControlError::NotPossible("there is no thread for the snapshot"))
+    }
+}
 /// When the board is to be filled anew. A timer of its own: what else happens comes too seldom in an idle machine, and in a
 /// busy one too often for a pause in it.
 pub fn refresh() -> tokio::time::Interval {

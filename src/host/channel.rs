@@ -14,6 +14,9 @@ use crate::replication::message::{Head, Kind, Message, MessageError};
 /// Bytes read from the socket at a time.
 const READ_BYTES: usize = 256 << 10;
 
+/// Bytes in the outbox that are much.
+const MUCH: usize = 128 << 10;
+
 /// Why a connection cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
@@ -56,6 +59,15 @@ pub struct Connection {
     traffic: Traffic,
 }
 
+/// What has happened on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stir {
+    /// Bytes have arrived.
+    Arrived,
+    /// [Much](Connection::has_much) waited to be sent, and does no longer.
+    Drained,
+}
+
 /// Bytes that a connection has carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
@@ -68,6 +80,9 @@ pub struct Traffic {
 fn frame_kind(kind: Kind) -> FrameKind {
     match kind {
         Kind::Boot => FrameKind::Boot,
+        Kind::Transfer => FrameKind::Transfer,
+        Kind::Chunk => FrameKind::Chunk,
+        Kind::State => FrameKind::State,
         Kind::Entries => FrameKind::Entries,
         Kind::Hello => FrameKind::Hello,
         Kind::Welcome => FrameKind::Welcome,
@@ -77,6 +92,8 @@ fn frame_kind(kind: Kind) -> FrameKind {
         Kind::Heartbeat => FrameKind::Heartbeat,
         Kind::Diverged => FrameKind::Diverged,
         Kind::Goodbye => FrameKind::Goodbye,
+        Kind::Handover => FrameKind::Handover,
+        Kind::Took => FrameKind::Took,
     }
 }
 
@@ -124,22 +141,31 @@ impl Connection {
         self.outbox.len()
     }
 
+    /// Whether so much waits for the socket that nothing should be added which can wait.
+    pub fn has_much(&self) -> bool {
+        self.outbox.len() > MUCH
+    }
+
     /// What it has carried.
     pub fn traffic(&self) -> Traffic {
         self.traffic
     }
 
-    /// Waits until something has arrived and reads what there is; sends what waits meanwhile.
-    pub async fn arrived(&mut self) -> Result<(), ChannelError> {
+    /// Waits until something has arrived and reads what there is; sends what waits meanwhile, and says so when little is left of much.
+    pub async fn arrived(&mut self) -> Result<Stir, ChannelError> {
         loop {
             let interest =
                 if self.outbox.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
             let ready = self.stream.ready(interest).await?;
+            let much = self.has_much();
             if ready.is_writable() && !self.outbox.is_empty() {
                 self.flush()?;
             }
             if ready.is_readable() && self.read()? {
-                return Ok(());
+                return Ok(Stir::Arrived);
+            }
+            if much && !self.has_much() {
+                return Ok(Stir::Drained);
             }
         }
     }
@@ -184,7 +210,7 @@ fn secure(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Waits for `connection`, or for ever where there is none.
-pub async fn arrived(connection: &mut Option<Connection>) -> Result<(), ChannelError> {
+pub async fn arrived(connection: &mut Option<Connection>) -> Result<Stir, ChannelError> {
     match connection {
         Some(connection) => connection.arrived().await,
         None => std::future::pending().await,

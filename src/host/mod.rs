@@ -6,33 +6,37 @@
 //! console's [`Hub`].
 #![allow(clippy::disallowed_methods, reason = "this is where the host's time enters")]
 
-pub mod backup;
+mod backup;
 pub mod board;
 pub mod channel;
+mod desk;
 pub mod file_log;
+pub mod guest;
 pub mod incoming;
 pub mod keeper;
 pub mod outgoing;
 pub mod outlets;
-pub mod primary;
+pub mod pair;
+pub mod precopy;
+mod primary;
+mod progress;
+pub mod receiving;
 pub mod referee;
+mod report;
 pub mod snapshots;
 pub mod solo;
+mod transferring;
 pub mod vcpu_thread;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::arbiter::Arbiter;
 use crate::backends::clock::boot_clock_ns;
 use crate::disk::DiskError;
 use crate::log::file::LogError;
 use crate::machine::MachineError;
 use crate::machine::doors::{EndReason, Halt};
-use crate::replication::{Identity, Settings, StopReason};
-use board::Board;
-use outlets::Outlets;
+use crate::replication::StopReason;
 
 /// How one side of a pair came to its end.
 #[derive(Debug)]
@@ -78,6 +82,9 @@ pub enum HostError {
     /// The boot that the log starts from is out of bounds.
     #[error("the guest cannot be sent to a backup")]
     Boot(#[from] crate::log::boot::BootError),
+    /// The state of a running guest that was received.
+    #[error("the guest's state cannot be used")]
+    State(#[from] crate::transfer::state::StateBytesError),
     /// The copy of the log.
     #[error("cannot keep the log in {}", path.display())]
     Keep {
@@ -87,22 +94,6 @@ pub enum HostError {
         #[source]
         source: LogError,
     },
-}
-
-/// What the driver of either side of a pair is given.
-pub struct Site {
-    /// Who this is.
-    pub me: Identity,
-    /// The protocol's numbers.
-    pub settings: Settings,
-    /// Digests and the copy of the log.
-    pub keeping: Keeping,
-    /// Console, network and disk.
-    pub outlets: Outlets,
-    /// What `lockstep status` reads.
-    pub board: Arc<Board>,
-    /// Who may live.
-    pub arbiter: Arc<dyn Arbiter>,
 }
 
 /// How often to take a digest, and where to keep the log.

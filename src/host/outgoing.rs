@@ -31,6 +31,9 @@ struct State {
     encoder: Encoder,
     batch: Batch,
     next: u64,
+    /// What was logged before the log was cut, and whether what came since has to wait.
+    before_cut: Option<Batch>,
+    cut: bool,
     /// The protocol has told the vCPU to wait.
     stalled: bool,
     /// Nobody takes batches any more: the machine is to stop.
@@ -48,7 +51,7 @@ impl Outgoing {
     /// A log that goes on after the entries that `encoder` has seen, the next of which has number `next`.
     pub fn new(encoder: Encoder, next: u64) -> Arc<Self> {
         let batch = Batch { first: next, ..Batch::default() };
-        let state = State { encoder, batch, next, stalled: false, closed: false };
+        let state = State { encoder, batch, next, before_cut: None, cut: false, stalled: false, closed: false };
         Arc::new(Outgoing { state: Mutex::new(state), room: Condvar::new(), ready: Notify::new() })
     }
 
@@ -81,7 +84,10 @@ impl Outgoing {
     /// Channel: what has come since the last call. `spare` is the buffer for what comes next.
     pub fn take(&self, spare: Vec<u8>) -> Option<Batch> {
         let mut state = self.state();
-        if state.batch.count == 0 {
+        if let Some(batch) = state.before_cut.take() {
+            return Some(batch);
+        }
+        if state.batch.count == 0 || state.cut {
             return None;
         }
         let next = Batch { first: state.next, count: 0, bytes: spare };
@@ -89,6 +95,23 @@ impl Outgoing {
         drop(state);
         self.room.notify_all();
         Some(batch)
+    }
+
+    /// vCPU thread: what is logged from here on waits for [`join`](Self::join), so that the channel can put something between.
+    pub fn cut(&self) {
+        let mut state = self.state();
+        let next = Batch { first: state.next, ..Batch::default() };
+        let batch = std::mem::replace(&mut state.batch, next);
+        state.before_cut = (batch.count > 0).then_some(batch);
+        state.cut = true;
+        drop(state);
+        self.ready.notify_one();
+    }
+
+    /// Channel: the log is whole again.
+    pub fn join(&self) {
+        self.state().cut = false;
+        self.ready.notify_one();
     }
 
     /// Stalls the vCPU thread at its next entry, or lets it go on.

@@ -125,6 +125,18 @@ impl Outlets {
         self.hub.set_lease(until_ns);
     }
 
+    /// The other host runs the machine from now on, and this one replays it: what was released and has not left is kept like the outputs
+    /// of a replay.
+    pub fn follow(&self, role: Role) {
+        if let Some(disk) = &self.disk {
+            disk.not_live();
+        }
+        if let Some(network) = &self.network {
+            network.follow();
+        }
+        self.hub.follow(role);
+    }
+
     /// Nothing comes in or goes out here any more; console clients are sent away as from a host in this role.
     pub fn not_live(&self, role: Role) {
         if let Some(disk) = &self.disk {

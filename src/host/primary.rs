@@ -4,32 +4,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::net::TcpStream;
 use tokio::time::MissedTickBehavior;
 
-use super::board::{Board, Rate};
-use super::channel::{ChannelError, Connection, arrived};
-use super::keeper::Keeper;
-use super::outgoing::{Batch, Outgoing, OutgoingLog};
-use super::outlets::Outlets;
-use super::referee::Referee;
-use super::vcpu_thread::VcpuThread;
-use super::{HostError, Keeping, Outcome, Site, system};
+use super::HostError;
+use super::board::Request;
+use super::channel::{ChannelError, Connection, Stir, arrived};
+use super::desk::{Desk, Turn, turn_away};
+use super::guest::{FromVcpu, Guest, Living, Part, said};
+use super::outgoing::Batch;
+use super::precopy::Sent;
+use super::transferring::Transferring;
 use crate::backends::clock::{boot_clock_ns, wall_clock_ns};
-use crate::backends::priority::ordinary_this_thread;
-use crate::backends::world::World;
 use crate::console::hub::Protection;
-use crate::console::status::{GuestState, Role};
-use crate::doors::live::LiveDoor;
+use crate::console::status::Role;
 use crate::log::boot::encode_boot;
-use crate::log::codec::Encoder;
-use crate::machine::doors::{EndReason, Halt};
+use crate::machine::Machine;
+use crate::machine::doors::{Control, EndReason, Halt};
 use crate::machine::instant::Instant as GuestInstant;
-use crate::machine::safepoint::Safepoints;
 use crate::machine::snapshot::Boot;
-use crate::machine::{Machine, Tracking};
-use crate::replication::StopReason;
+use crate::replication::backup::Backup;
 use crate::replication::election::Answer;
 use crate::replication::message::{Message, Refusal};
 use crate::replication::primary::{Action, Input, Primary, State};
@@ -38,148 +32,154 @@ use crate::replication::primary::{Action, Input, Primary, State};
 /// hosts a wake-up.
 const HORIZON_EVERY: Duration = Duration::from_millis(2);
 
-/// How the vCPU thread came to its end.
-type Done = Result<EndReason, Halt>;
-
 /// What happened next.
 enum Wake {
     Accepted(std::io::Result<(TcpStream, std::net::SocketAddr)>),
-    Arrived(Result<(), ChannelError>),
+    Arrived(Result<Stir, ChannelError>),
     Logged,
     Horizon,
     Time,
     Refresh,
     Answer(Answer),
-    Done(Option<Done>),
-    StopRequested,
+    Vcpu(FromVcpu),
+    Transfer(Sent),
+    Requested(Request),
 }
 
-struct Driver {
-    protocol: Primary,
+/// A machine whose guest has not started.
+pub(super) struct Unstarted {
+    pub machine: Machine,
+    pub boot: Boot,
+    pub living: Living,
+}
+
+/// The driver.
+pub(super) struct Driver<'a> {
+    desk: &'a mut Desk,
+    protocol: Box<Primary>,
     actions: Vec<Action>,
-    connection: Option<Connection>,
     /// The connection failed while an action was carried out.
     broken: bool,
     /// It is to be closed when the protocol knows.
     closing: bool,
     /// The entries that the protocol is being told about.
     batch: Batch,
-    boot: Boot,
-    /// As the backup gets it.
-    boot_bytes: Vec<u8>,
-    keeper: Option<Keeper>,
-    outgoing: Arc<Outgoing>,
-    world: Arc<World>,
-    safepoints: Safepoints,
+    unstarted: Option<Unstarted>,
+    /// The machine's world and log: of the guest, or of the one that has not started.
+    living: Living,
     /// The newest one that was told: an idle guest stands still, and nobody needs to hear that a thousand times a second.
     horizon: GuestInstant,
-    outlets: Outlets,
-    board: Arc<Board>,
-    referee: Referee,
-    machine: Option<Machine>,
-    thread: Option<VcpuThread<()>>,
-    keeping: Keeping,
-    done: mpsc::UnboundedSender<Done>,
-    ended: Option<EndReason>,
-    stopped: Option<StopReason>,
-    rate: Rate,
-    heartbeats_sent: u64,
+    transferring: Option<Transferring>,
+    /// Who waits for a switch.
+    switch: Option<super::board::Reply>,
     /// There is no backup (any more): everything leaves at once.
     alone: bool,
+    turn: Option<Turn>,
 }
 
-/// Runs a primary until its guest has ended or the protocol stops it.
-pub async fn run(site: Site, boot: Boot, listener: TcpListener) -> Result<Outcome, HostError> {
-    let Site { me, settings, keeping, outlets, board, arbiter } = site;
-    let machine = Machine::new(&boot, Tracking::On)?;
-    let safepoints = machine.safepoints();
-    board.watch(safepoints.clone());
-    let world = World::new(safepoints.clone(), 0, 0);
-    world.set_host_name(me.host_name());
-    let (done, mut vcpu) = mpsc::unbounded_channel();
-    let mut driver = Driver {
-        protocol: Primary::new(me.clone(), settings),
-        actions: Vec::with_capacity(16),
-        connection: None,
-        broken: false,
-        closing: false,
-        batch: Batch::default(),
-        boot_bytes: encode_boot(&boot)?,
-        boot,
-        keeper: None,
-        outgoing: Outgoing::new(Encoder::new(), 0),
-        world: world.clone(),
-        safepoints,
-        horizon: GuestInstant::BOOT,
-        outlets: outlets.clone(),
-        board: board.clone(),
-        referee: Referee::new(arbiter, me).map_err(system("start the arbiter's thread"))?,
-        machine: Some(machine),
-        thread: None,
-        keeping,
-        done,
-        ended: None,
-        stopped: None,
-        rate: Rate::default(),
-        heartbeats_sent: 0,
-        alone: false,
-    };
-    outlets.fit(&driver.boot)?;
-    outlets.wake(&world);
-    let carrier = outlets.network.map(|port| tokio::spawn(port.run()));
-    let result = driver.drive(&listener, &mut vcpu).await;
-    let outcome = driver.finish(result).await;
-    if let Some(carrier) = carrier {
-        carrier.abort();
+impl<'a> Driver<'a> {
+    /// The driver of a machine that has not started.
+    pub fn new(desk: &'a mut Desk, unstarted: Unstarted) -> Self {
+        let protocol = Primary::new(desk.me.clone(), desk.settings);
+        let living = unstarted.living.clone();
+        Self::with(desk, Box::new(protocol), Some(unstarted), living)
     }
-    outcome
-}
 
-impl Driver {
-    async fn drive(
-        &mut self,
-        listener: &TcpListener,
-        vcpu: &mut mpsc::UnboundedReceiver<Done>,
-    ) -> Result<(), HostError> {
+    /// The driver of a machine that lives here since a moment ago, as `protocol` says.
+    pub fn survivor(desk: &'a mut Desk, protocol: Box<Primary>) -> Self {
+        let living = desk.guest.as_ref().and_then(Guest::living).cloned().expect("the guest lives here");
+        Self::with(desk, protocol, None, living)
+    }
+
+    fn with(desk: &'a mut Desk, protocol: Box<Primary>, unstarted: Option<Unstarted>, living: Living) -> Self {
+        Driver {
+            desk,
+            protocol,
+            actions: Vec::with_capacity(16),
+            broken: false,
+            closing: false,
+            batch: Batch::default(),
+            unstarted,
+            living,
+            horizon: GuestInstant::BOOT,
+            transferring: None,
+            switch: None,
+            alone: false,
+            turn: None,
+        }
+    }
+
+    /// Drives until the role changes or ends.
+    pub async fn drive(mut self) -> Result<Turn, HostError> {
+        if self.unstarted.is_none() {
+            // In this order: what waits for release is in its queue before anything is released.
+            self.desk.outlets.go_live(self.protocol.generation(), Protection::HeldFrom(0))?;
+            self.desk.board.set_live(true);
+        }
         let mut refresh = super::board::refresh();
         let mut horizon = tokio::time::interval(HORIZON_EVERY);
         horizon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.feed(Input::Start)?;
-        while self.stopped.is_none() {
+        if self.desk.connection.is_some() {
+            // What came behind the change of roles.
+            self.on_messages()?;
+        }
+        loop {
+            if let Some(turn) = self.turn.take() {
+                self.report();
+                return Ok(turn);
+            }
+            if self.desk.stopped.is_some() {
+                self.give_up();
+                return Ok(Turn::Over);
+            }
             let time = super::due(self.protocol.next_deadline());
-            let protected = *self.protocol.state() == State::Protected && self.ended.is_none();
+            let running = self.desk.guest.as_ref().is_some_and(|guest| guest.ended.is_none());
+            let follows = matches!(self.protocol.state(), State::Protected | State::Joining { .. }) && running;
+            let outgoing = self.living.outgoing.clone();
+            let Desk { connection, guest, referee, listener, board, .. } = &mut *self.desk;
+            let clear = connection.as_ref().is_some_and(|connection| !connection.has_much());
             let wake = tokio::select! {
                 biased;
                 _ = refresh.tick() => Wake::Refresh,
-                result = arrived(&mut self.connection) => Wake::Arrived(result),
-                () = self.outgoing.ready() => Wake::Logged,
-                Some(done) = vcpu.recv(), if self.ended.is_none() => Wake::Done(Some(done)),
-                answer = self.referee.answer() => Wake::Answer(answer),
+                result = arrived(connection) => Wake::Arrived(result),
+                () = outgoing.ready() => Wake::Logged,
+                said = said(guest) => Wake::Vcpu(said),
+                answer = referee.answer() => Wake::Answer(answer),
                 () = time => Wake::Time,
                 accepted = listener.accept() => Wake::Accepted(accepted),
-                () = self.board.stop_requested() => Wake::StopRequested,
-                _ = horizon.tick(), if protected => Wake::Horizon,
+                request = board.requested() => Wake::Requested(request),
+                _ = horizon.tick(), if follows => Wake::Horizon,
+                sent = super::transferring::next(&mut self.transferring), if clear => Wake::Transfer(sent),
             };
-            match wake {
-                Wake::Refresh => self.report(),
-                Wake::Accepted(Ok((stream, address))) => self.on_accepted(stream, address)?,
-                Wake::Accepted(Err(error)) => {
-                    // Out of descriptors, mostly: the pair goes on.
-                    tracing::warn!(%error, "cannot accept a connection on the logging channel");
-                }
-                Wake::Arrived(result) => self.on_arrived(result)?,
-                Wake::Logged => self.on_logged()?,
-                Wake::Horizon => self.on_horizon()?,
-                Wake::Time => {
-                    let guest_clock_ns = self.world.guest_ns();
-                    self.feed(Input::Tick { guest_clock_ns })?;
-                }
-                Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
-                Wake::Done(done) => self.on_done(done)?,
-                Wake::StopRequested => self.feed(Input::StopRequested)?,
-            }
+            self.on_wake(wake)?;
         }
-        Ok(())
+    }
+
+    fn on_wake(&mut self, wake: Wake) -> Result<(), HostError> {
+        match wake {
+            Wake::Refresh => {
+                self.report();
+                Ok(())
+            }
+            Wake::Accepted(Ok((stream, address))) => self.on_accepted(stream, address),
+            Wake::Accepted(Err(error)) => {
+                // Out of descriptors, mostly: the pair goes on.
+                tracing::warn!(%error, "cannot accept a connection on the logging channel");
+                Ok(())
+            }
+            Wake::Arrived(result) => self.on_arrived(result),
+            Wake::Logged => self.on_logged(),
+            Wake::Horizon => self.on_horizon(),
+            Wake::Time => {
+                let guest_clock_ns = self.living.world.guest_ns();
+                self.feed(Input::Tick { guest_clock_ns })
+            }
+            Wake::Answer(answer) => self.feed(Input::Arbiter(answer)),
+            Wake::Vcpu(said) => self.on_vcpu(said),
+            Wake::Transfer(sent) => self.on_transfer(sent),
+            Wake::Requested(request) => self.on_requested(request),
+        }
     }
 
     /// Tells the protocol, and does what it says.
@@ -196,7 +196,7 @@ impl Driver {
             next = if std::mem::take(&mut self.broken) {
                 self.closing = true;
                 Some(Input::Disconnected)
-            } else if !std::mem::replace(&mut asked, true) {
+            } else if self.turn.is_none() && !std::mem::replace(&mut asked, true) {
                 self.left()
             } else {
                 None
@@ -204,7 +204,7 @@ impl Driver {
         }
         if std::mem::take(&mut self.closing) {
             // Only now that nothing leaves any more: a backup that finds it closed may be live a moment later.
-            self.connection = None;
+            self.desk.connection = None;
         }
         Ok(())
     }
@@ -212,156 +212,184 @@ impl Driver {
     /// What the protocol has to know if the network has let more outputs go. The console is not asked: its clients count bytes, and find
     /// the rest on the other host.
     fn left(&self) -> Option<Input> {
-        let below = self.outlets.network.as_ref().map_or(u64::MAX, |port| port.left_below());
+        let below = self.desk.outlets.network.as_ref().map_or(u64::MAX, |port| port.left_below());
         (below > self.protocol.left()).then_some(Input::Left { below })
     }
 
     fn perform(&mut self, action: Action) -> Result<(), HostError> {
         match action {
-            Action::Send(message) => {
-                self.heartbeats_sent += u64::from(matches!(message, Message::Heartbeat { .. }));
-                if message == Message::Boot {
-                    self.set_boot_time()?;
-                }
-                let bulk = match &message {
-                    Message::Boot => self.boot_bytes.as_slice(),
-                    Message::Entries { .. } => self.batch.bytes.as_slice(),
-                    _ => &[],
-                };
-                if let Some(connection) = &mut self.connection
-                    && let Err(error) = connection.send(&message, bulk)
-                {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "sending to the backup");
-                    self.broken = true;
-                }
-            }
-            Action::Disconnect => {
-                if let Some(connection) = self.connection.take() {
-                    tokio::spawn(connection.close());
-                }
-            }
+            Action::Send(message) => self.send(message)?,
+            Action::Disconnect => self.desk.disconnect(),
             Action::StartGuest => self.start_guest()?,
-            Action::Lease { until_ns } => self.outlets.set_lease(until_ns),
+            Action::Lease { until_ns } => self.desk.outlets.set_lease(until_ns),
             Action::Release { below: u64::MAX } => {
                 self.alone = true;
-                self.outlets.set_protection(Protection::Unprotected);
+                self.desk.outlets.set_protection(Protection::Unprotected);
             }
-            Action::Release { below } => self.outlets.release(below),
-            Action::Hold => self.outlets.hold(),
-            Action::Stall => self.outgoing.set_stalled(true),
-            Action::Resume => self.outgoing.set_stalled(false),
-            Action::SlowDown { per_mille } => self.world.set_slow_down(per_mille.into()),
-            Action::Ask(question) => self.referee.ask(question),
-            Action::StopGuest => self.world.stop(),
+            Action::Release { below } => self.desk.outlets.release(below),
+            Action::Hold => self.desk.outlets.hold(),
+            Action::Stall => self.living.outgoing.set_stalled(true),
+            Action::Resume => self.living.outgoing.set_stalled(false),
+            Action::SlowDown { per_mille } => self.living.world.set_slow_down(per_mille.into()),
+            Action::Ask(question) => self.desk.referee.ask(question),
+            Action::StopGuest => self.living.world.stop(),
+            Action::BeginTransfer { transfer } => {
+                let guest = self.desk.guest.as_ref().expect("a guest whose state is to be sent runs");
+                let begun = Transferring::begin(transfer, guest, &self.living, &self.desk.outlets, self.desk.transfer);
+                self.transferring = Some(begun?);
+            }
+            Action::EndTransfer => {
+                if let Some(transferring) = self.transferring.take() {
+                    transferring.end(&self.living);
+                }
+                self.living.outgoing.join();
+            }
+            Action::SwitchGuest => self.living.world.control(Control::Switch),
+            Action::NoSwitch(why) => {
+                tracing::warn!("no switch: {why}");
+                if let Some(reply) = self.switch.take() {
+                    reply.refuse(why.to_string());
+                }
+            }
+            Action::TakeBack => {
+                // The log has ended here, and goes on here: where it stands, the vCPU thread has said when it stopped.
+                if let Some(guest) = &self.desk.guest {
+                    guest.take_back();
+                }
+            }
+            Action::BecomeBackup => {
+                if let Some(reply) = self.switch.take() {
+                    reply.accept("the other host runs the machine now".into());
+                }
+                self.desk.board.set_live(false);
+                self.desk.outlets.follow(Role::Backup);
+                self.turn = Some(Turn::Backup(Box::new(Backup::handed_over((*self.protocol).clone()))));
+            }
             Action::Suspect(suspicion) => tracing::warn!("the backup is given up: {suspicion}"),
             Action::Stop(reason) => {
                 tracing::info!("{reason}");
-                self.stopped = Some(reason);
+                self.desk.stopped = Some(reason);
             }
         }
         Ok(())
     }
 
+    fn send(&mut self, message: Message) -> Result<(), HostError> {
+        let mut made = Vec::new();
+        let bulk = match &message {
+            Message::Boot => {
+                self.set_boot_time()?;
+                let boot = self.unstarted.as_ref().map(|unstarted| &unstarted.boot);
+                made = boot.map(encode_boot).transpose()?.unwrap_or_default();
+                made.as_slice()
+            }
+            Message::Transfer => {
+                let boot = self.desk.guest.as_ref().map(|guest| guest.boot.clone());
+                made = boot.as_deref().map(encode_boot).transpose()?.unwrap_or_default();
+                made.as_slice()
+            }
+            Message::State { .. } => {
+                made = self.transferring.as_mut().map(Transferring::take_state).unwrap_or_default();
+                made.as_slice()
+            }
+            Message::Entries { .. } => self.batch.bytes.as_slice(),
+            _ => &[],
+        };
+        self.broken |= !self.desk.send(&message, bulk);
+        drop(made);
+        Ok(())
+    }
+
     /// The guest boots now, however long its backup was awaited: the boot that the log starts from says so.
     fn set_boot_time(&mut self) -> Result<(), HostError> {
-        let Some(machine) = &mut self.machine else { return Ok(()) };
-        self.boot.boot_time_ns = wall_clock_ns();
-        machine.set_boot_time(self.boot.boot_time_ns);
-        self.world.start_clock();
-        self.boot_bytes = encode_boot(&self.boot)?;
-        let (boot, limit) = (&self.boot, self.keeping.limit_bytes);
-        self.keeper = self
-            .keeping
-            .file
-            .clone()
-            .map(|path| Keeper::create(&path, boot, limit).map_err(|source| HostError::Keep { path, source }))
-            .transpose()?;
-        Ok(())
+        let Some(unstarted) = &mut self.unstarted else { return Ok(()) };
+        unstarted.boot.boot_time_ns = wall_clock_ns();
+        unstarted.machine.set_boot_time(unstarted.boot.boot_time_ns);
+        self.living.world.start_clock();
+        self.desk.keep(&unstarted.boot)
     }
 
     fn start_guest(&mut self) -> Result<(), HostError> {
         if self.protocol.peer().is_none() {
             self.set_boot_time()?;
         }
-        let Some(mut machine) = self.machine.take() else { return Ok(()) };
+        let Some(Unstarted { machine, boot, living }) = self.unstarted.take() else { return Ok(()) };
         let generation = self.protocol.generation();
         let protection =
             if *self.protocol.state() == State::Protected { Protection::HeldFrom(0) } else { Protection::Unprotected };
-        self.outlets.go_live(generation, protection)?;
-        self.board.set_live(true);
+        self.desk.outlets.go_live(generation, protection)?;
+        self.desk.board.set_live(true);
         tracing::info!(generation, ?protection, "the guest starts");
-        let (world, behind) = (self.world.clone(), self.outlets.behind());
-        let log = OutgoingLog(self.outgoing.clone());
-        let (digest_every_ns, done) = (self.keeping.digest_every_ns, self.done.clone());
-        self.thread = Some(
-            VcpuThread::spawn(move || {
-                ordinary_this_thread();
-                let mut door = LiveDoor::new(world, behind, log, digest_every_ns);
-                // Nobody listens any more only when the process is ending.
-                let _ = done.send(machine.run(&mut door));
-            })
-            .map_err(system("start the vCPU thread"))?,
-        );
+        self.desk.guest = Some(Guest::live(machine, Arc::new(boot), living, self.desk.surroundings())?);
         Ok(())
     }
 
     fn on_accepted(&mut self, stream: TcpStream, address: std::net::SocketAddr) -> Result<(), HostError> {
         tracing::debug!(%address, "connection on the logging channel");
-        let mut connection = match Connection::new(stream) {
-            Ok(connection) => connection,
-            Err(error) => {
-                tracing::debug!(%error, "the connection was gone at once");
-                return Ok(());
-            }
-        };
-        if self.connection.is_some() {
-            if connection.send(&Message::Refuse(Box::new(Refusal::Busy)), &[]).is_ok() {
-                tokio::spawn(connection.close());
-            }
+        if self.desk.connection.is_some() {
+            turn_away(stream, Refusal::Busy);
             return Ok(());
         }
-        self.connection = Some(connection);
-        self.feed(Input::Connected)
+        match Connection::new(stream) {
+            Ok(connection) => {
+                self.desk.connection = Some(connection);
+                self.feed(Input::Connected)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the connection was gone at once");
+                Ok(())
+            }
+        }
     }
 
-    fn on_arrived(&mut self, result: Result<(), ChannelError>) -> Result<(), HostError> {
-        let mut result = result;
-        if result.is_ok() {
-            self.feed(Input::Heard)?;
+    fn on_arrived(&mut self, result: Result<Stir, ChannelError>) -> Result<(), HostError> {
+        match result {
+            Ok(Stir::Drained) => Ok(()),
+            Ok(Stir::Arrived) => {
+                self.feed(Input::Heard)?;
+                self.on_messages()
+            }
+            Err(error) => self.lost(&error),
         }
-        while result.is_ok() {
-            let Some(connection) = &mut self.connection else { return Ok(()) };
+    }
+
+    fn on_messages(&mut self) -> Result<(), HostError> {
+        // What comes behind a change of roles is for the next driver.
+        while self.turn.is_none() {
+            let Some(connection) = &mut self.desk.connection else { return Ok(()) };
             match connection.next_message() {
                 Ok(Some(received)) => self.feed(Input::Received(received.message))?,
                 Ok(None) => return Ok(()),
-                Err(error) => result = Err(error),
+                Err(error) => return self.lost(&error),
             }
         }
-        if let Err(error) = result {
-            tracing::debug!(error = &error as &dyn std::error::Error, "the logging channel");
-            self.closing = true;
-            self.feed(Input::Disconnected)?;
-        }
         Ok(())
+    }
+
+    fn lost(&mut self, error: &ChannelError) -> Result<(), HostError> {
+        tracing::debug!(error = error as &dyn std::error::Error, "the logging channel");
+        self.closing = true;
+        self.feed(Input::Disconnected)
     }
 
     fn on_logged(&mut self) -> Result<(), HostError> {
         let mut spare = std::mem::take(&mut self.batch.bytes);
         spare.clear();
-        let Some(batch) = self.outgoing.take(spare) else { return Ok(()) };
-        self.rate.add(batch.bytes.len() as u64);
+        let Some(batch) = self.living.outgoing.take(spare) else { return Ok(()) };
+        self.desk.rate.add(batch.bytes.len() as u64);
         self.batch = batch;
         let (entries, bytes) = (self.batch.count, self.batch.bytes.len() as u32);
         self.feed(Input::Appended { entries, bytes })?;
-        if let Some(keeper) = &mut self.keeper {
-            keeper.keep(std::mem::take(&mut self.batch));
+        if self.desk.keeper.is_some() {
+            let batch = std::mem::take(&mut self.batch);
+            self.desk.kept(batch);
         }
         Ok(())
     }
 
     fn on_horizon(&mut self) -> Result<(), HostError> {
         // In this order: every entry at or before `at` is in the log by the time it is read, and so taken with it.
-        let passed = self.safepoints.passed();
+        let passed = self.desk.guest.as_ref().and_then(|guest| guest.safepoints.passed());
         // Entries that nobody waited for leave now at the latest, also those of a guest that has gone to sleep.
         self.on_logged()?;
         if let Some(at) = passed.filter(|&at| self.horizon < at) {
@@ -372,92 +400,99 @@ impl Driver {
         Ok(())
     }
 
-    fn on_done(&mut self, done: Option<Done>) -> Result<(), HostError> {
-        self.on_logged()?;
-        match done {
-            Some(Ok(reason)) => {
-                tracing::info!("{reason}");
-                self.world.end();
-                self.ended = Some(reason);
-                self.feed(Input::GuestEnded)
+    fn on_transfer(&mut self, sent: Sent) -> Result<(), HostError> {
+        match sent {
+            Sent::Chunk(bytes) => {
+                if !self.desk.send(&Message::Chunk, &bytes) {
+                    self.closing = true;
+                    self.feed(Input::Disconnected)?;
+                }
+                Ok(())
             }
-            Some(Err(halt)) => Err(halt.into()),
-            None => Ok(()),
+            // All before the cut is the unprotected guest's.
+            Sent::Cut { .. } => self.on_logged(),
+            Sent::State(bytes) => {
+                let Some(transferring) = &mut self.transferring else { return Ok(()) };
+                let (transfer, entries) = transferring.captured(bytes);
+                self.feed(Input::Captured { transfer, entries })?;
+                self.living.outgoing.join();
+                Ok(())
+            }
+            Sent::Failed(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the new backup does not get the state");
+                self.closing = true;
+                self.feed(Input::Disconnected)
+            }
+        }
+    }
+
+    fn on_vcpu(&mut self, said: FromVcpu) -> Result<(), HostError> {
+        match said {
+            FromVcpu::Done(done) => self.on_done(done),
+            FromVcpu::Follows(incoming, position) => {
+                // Its last entries first.
+                self.on_logged()?;
+                if let Some(guest) = &mut self.desk.guest {
+                    guest.parked(incoming, position);
+                }
+                if let Some(disk) = &self.desk.outlets.disk {
+                    disk.quiesce();
+                }
+                self.feed(Input::Parked)
+            }
+            FromVcpu::WentLive(living) => {
+                // Taken back: the switch did not take place.
+                if let Some(guest) = &mut self.desk.guest {
+                    guest.part = Part::Living(living.clone());
+                }
+                self.living = living;
+                self.desk.outlets.go_live(self.protocol.generation(), Protection::Unprotected)?;
+                Ok(())
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: Result<EndReason, Halt>) -> Result<(), HostError> {
+        self.on_logged()?;
+        let reason = done?;
+        tracing::info!("{reason}");
+        self.living.world.end();
+        if let Some(guest) = &mut self.desk.guest {
+            guest.ended = Some(reason);
+        }
+        self.feed(Input::GuestEnded)
+    }
+
+    fn on_requested(&mut self, request: Request) -> Result<(), HostError> {
+        match request {
+            Request::Stop => self.feed(Input::StopRequested),
+            Request::Switch(reply) => {
+                self.switch = Some(reply);
+                self.feed(Input::SwitchRequested)
+            }
+            Request::Control(control) => {
+                self.living.world.control(control);
+                Ok(())
+            }
         }
     }
 
     fn report(&mut self) {
-        let now = boot_clock_ns();
-        let heartbeats_sent = self.heartbeats_sent;
-        let rate = self.rate.per_second();
-        let (protocol, ended) = (&self.protocol, &self.ended);
-        let (log_bytes, traffic) = (self.rate.total(), self.connection.as_ref().map(Connection::traffic));
-        let running = self.thread.is_some();
-        let net = self.outlets.network.as_ref().map(|port| port.counters());
-        self.board.update(|status| {
-            status.state = protocol.state().name().into();
-            status.role = match protocol.state() {
-                State::Protected => Role::Primary,
-                State::Unprotected => Role::Unprotected,
-                State::Waiting | State::Claiming(_) | State::Preparing | State::Asking(_) => Role::Waiting,
-                State::Stopped(_) => Role::Retired,
-            };
-            status.generation = protocol.generation();
-            status.net = net;
-            status.peer = protocol.peer().map(|peer| peer.host_name.clone());
-            let protected = *protocol.state() == State::Protected;
-            status.execution_lag_ns = protected.then(|| protocol.lag_ns());
-            status.execution_lag_entries = protected.then(|| protocol.appended() - protocol.executed());
-            status.entries_acknowledged = protected.then(|| protocol.acked());
-            status.log_bytes_per_s = rate;
-            status.entries = protocol.appended();
-            status.heartbeats_sent = heartbeats_sent;
-            status.heartbeats_received = protocol.heartbeats();
-            status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
-            status.log_bytes = log_bytes;
-            if let Some(traffic) = traffic {
-                (status.channel_sent_bytes, status.channel_received_bytes) = (traffic.sent, traffic.received);
-            }
-            status.slowdown_per_mille = protocol.slow_down_per_mille().into();
-            status.guest = match ended {
-                Some(reason) => GuestState::Ended(reason.to_string()),
-                None if running => GuestState::Running,
-                None => GuestState::Starting,
-            };
-        });
+        let progress = self.transferring.as_mut().map(Transferring::status);
+        super::report::primary(self.desk, &self.protocol, progress);
     }
 
-    /// Stops the vCPU thread, whatever it does, and closes what is open.
-    async fn finish(mut self, result: Result<(), HostError>) -> Result<Outcome, HostError> {
-        let clean = self.ended.is_some() && matches!(self.stopped, Some(StopReason::Ended));
+    /// The end of this role for good: nothing leaves any more but what nobody will contradict.
+    fn give_up(&mut self) {
+        let ended = self.desk.guest.as_ref().is_some_and(|guest| guest.ended.is_some());
+        let clean = ended && matches!(self.desk.stopped, Some(crate::replication::StopReason::Ended));
         // The console's clients may take the last words of a guest that has ended; its packets leave now.
-        if let Some(network) = &self.outlets.network {
-            if clean && self.alone {
+        if clean && self.alone {
+            if let Some(network) = &self.desk.outlets.network {
                 network.release(u64::MAX);
             }
-            network.not_live();
         }
-        if !clean {
-            self.outlets.not_live(Role::Retired);
-            self.board.set_live(false);
-        }
-        if result.is_err() {
-            // The backup, if there is one, shall know at once.
-            self.connection = None;
-        }
-        self.outgoing.close();
-        self.world.abandon();
-        self.world.end();
-        super::vcpu_thread::stop(self.thread.take()).await;
+        self.desk.end_outlets(clean);
         self.report();
-        if let Some(keeper) = self.keeper.take() {
-            let path = keeper.path().to_owned();
-            keeper.close().map_err(|source| HostError::Keep { path, source })?;
-        }
-        result?;
-        Ok(match (self.ended, self.stopped) {
-            (Some(reason), Some(StopReason::Ended)) => Outcome::Ended(reason),
-            (_, stopped) => Outcome::Stopped(stopped.unwrap_or(StopReason::Operator)),
-        })
     }
 }

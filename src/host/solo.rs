@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::board::Board;
+use super::board::{Board, Request};
 use super::outlets::Outlets;
 use super::snapshots::{self, Inserts, Operated};
 use super::vcpu_thread::{self, VcpuThread};
@@ -97,15 +97,20 @@ pub async fn run<L: Log + Send + 'static>(
     let ended = loop {
         tokio::select! {
             ended = done.recv() => break ended,
-            () = board.stop_requested() => {
-                world.stop();
-                stopping = true;
-                refresh.reset_after(PATIENCE);
-            }
+            request = board.requested() => match request {
+                Request::Stop => {
+                    world.stop();
+                    stopping = true;
+                    refresh.reset_after(PATIENCE);
+                }
+                Request::Control(control) => world.control(control),
+                Request::Switch(reply) => reply.refuse("this machine has no backup: it was started alone".into()),
+            },
             _ = refresh.tick() => {
                 if let Some(network) = &outlets.network {
                     board.update(|status| status.net = Some(network.counters()));
                 }
+                board.update(|status| status.disk = outlets.disk.as_ref().map(|disk| disk.counters()));
                 if stopping {
                     tracing::warn!("the guest reaches no safepoint and no exit: it is given up where it stands");
                     world.abandon();
@@ -116,6 +121,9 @@ pub async fn run<L: Log + Send + 'static>(
     };
     world.end();
     if let Some(disk) = &outlets.disk {
+        if matches!(&ended, Some((Ok(_), ..))) {
+            disk.ended()?;
+        }
         disk.not_live();
     }
     if let Some(carrier) = carrier {

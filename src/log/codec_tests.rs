@@ -3,8 +3,9 @@
 
 use super::codec::{CodecError, Decoder, Encoder, Field};
 use super::entry::{Body, Entry};
+use crate::machine::blocks::{Ask, Completion, MAX_COUNT, MAX_REQUEST, Outcome, Request};
 use crate::machine::digest::{Digest, PageCheck};
-use crate::machine::doors::{ConsoleInput, EndReason};
+use crate::machine::doors::{ConsoleInput, Control, EndReason};
 use crate::machine::instant::Instant;
 use crate::machine::packets::{HEADER, Packets};
 
@@ -25,6 +26,10 @@ fn batch(frames: &[(u8, &[u8])]) -> Packets {
         assert!(packets.push_frame(&header, frame));
     }
     packets
+}
+
+fn completion(id: u64, outcome: Outcome) -> Completion {
+    Completion { id, outcome }
 }
 
 fn digest(pages: Vec<PageCheck>) -> Digest {
@@ -105,7 +110,26 @@ fn documented() -> Vec<(Entry, &'static [u8])> {
             &[0x07, 0x01, 0x05, 0xa1, 1, 2, 3, 4],
         ),
         (entry(412, 0, Body::HostName(u64::from_le_bytes(*b"alpha\0\0\0"))), b"\x0f\x02alpha\0\0\0"),
-        (entry(412, 0, Body::End(EndReason::Exit(3))), &[0x06, 0, 3]),
+        (
+            entry(412, 0, Body::Asked { requests: 2, bytes: 512, check: 0x0403_0201 }),
+            &[0x07, 0x03, 0x05, 0x02, 0x08, 1, 2, 3, 4],
+        ),
+        (
+            entry(
+                413,
+                0,
+                Body::Disk(vec![
+                    completion(1, Outcome::Done),
+                    completion(0, Outcome::Read(b"sector".to_vec())),
+                    completion(2, Outcome::Failed),
+                    completion(40, Outcome::ReadElsewhere { bytes: 512, check: 0x0807_0605_0403_0201 }),
+                ]),
+            ),
+            b"\x0f\x04\x09\x09\x03\x0dsector\x17\x8a\x02\x02\x08\x01\x02\x03\x04\x05\x06\x07\x08",
+        ),
+        (entry(413, 0, Body::Control(Control::Pause)), &[0x07, 0x05, 0]),
+        (entry(413, 0, Body::Control(Control::Switch)), &[0x07, 0x05, 3]),
+        (entry(413, 0, Body::End(EndReason::Exit(3))), &[0x06, 0, 3]),
     ]
 }
 
@@ -176,6 +200,9 @@ fn an_encoder_goes_on_where_a_decoder_stands() {
     }
 }
 
+/// The greatest number that a disk request can have.
+const LAST_ID: u64 = (1 << 61) - 1;
+
 /// So many packets of so many bytes each, every other one with a header that says something.
 fn many(count: usize, bytes: usize) -> Packets {
     let frames: Vec<Vec<u8>> = (0..count).map(|i| vec![i as u8; bytes - HEADER]).collect();
@@ -205,6 +232,19 @@ fn the_extremes_come_back() {
         entry(max, max, Body::Sent { packets: 1, bytes: Packets::MIN_PACKET as u32, check: u32::MAX }),
         entry(max, max, Body::Sent { packets: 256, bytes: Packets::MAX_BYTES as u32, check: 0 }),
         entry(max, max, Body::HostName(max)),
+        entry(max, max, Body::Asked { requests: 256, bytes: u32::MAX, check: u32::MAX }),
+        entry(max, max, Body::Asked { requests: 1, bytes: 0, check: 0 }),
+        entry(max, max, Body::Disk(vec![completion(LAST_ID, Outcome::Read(vec![9; MAX_REQUEST]))])),
+        entry(max, max, Body::Disk((0..256).map(|i| completion(LAST_ID - i, Outcome::Read(vec![1; 1024]))).collect())),
+        entry(
+            max,
+            max,
+            Body::Disk(vec![
+                completion(0, Outcome::ReadElsewhere { bytes: MAX_REQUEST as u32, check: max });
+                MAX_COUNT
+            ]),
+        ),
+        entry(max, max, Body::Control(Control::Reset)),
         entry(max, max, Body::End(EndReason::CannotExecute(max))),
     ];
     let bytes = encoded(&entries).concat();
@@ -225,7 +265,7 @@ fn bytes_that_are_no_entry_are_refused_by_name() {
     let polls = |class: u8| class << 5;
     let digest_with = |rest: &[u8]| [&[digest], &[0; 16][..], rest].concat();
 
-    assert_eq!(refused(&[], &[7, 3]), UnknownKind(3));
+    assert_eq!(refused(&[], &[7, 6]), UnknownKind(6));
     assert_eq!(refused(&[], &[7, 255]), UnknownKind(255));
     assert_eq!(refused(&[], &[end, 6]), UnknownEnd(6));
     assert_eq!(refused(&[entry(0, 0, Body::End(EndReason::Stopped))], &[tick]), AfterEnd);
@@ -297,6 +337,100 @@ fn packets_that_are_none_are_refused_by_name_and_before_they_are_waited_for() {
     let too_many = ((Packets::MAX_BYTES + 1) << 3 | 4).to_le_bytes();
     assert_eq!(refused(&[], &with(sent, &[&[0x02, 0x04], &too_many[..3]].concat())), SentBytes(262_145));
     assert_eq!(refused(&[], &with(sent, &[0x03, 0, 0, 0, 0, 0, 0, 0, 0, 1])), Overflow(Field::PacketLength));
+}
+
+#[test]
+fn disk_entries_that_are_none_are_refused_by_name_and_before_they_are_waited_for() {
+    use CodecError::{CutShort, NotCanonical, Overflow, ReadLength, RequestCount, UnknownControl};
+    let with = |kind: u8, rest: &[u8]| [&[7, kind], rest].concat();
+    let (asked, disk, control) = (3, 4, 5);
+    // Counts and lengths are varints, as above.
+    for kind in [asked, disk] {
+        assert_eq!(refused(&[], &with(kind, &[0x01])), RequestCount(0));
+        assert_eq!(refused(&[], &with(kind, &[0x06, 0x04])), RequestCount(257));
+        assert_eq!(refused(&[], &with(kind, &[0x02, 0x04])), CutShort, "256 are possible");
+        assert_eq!(refused(&[], &with(kind, &[0x06, 0x00])), NotCanonical(Field::Request));
+    }
+    assert_eq!(refused(&[], &with(asked, &[0, 0, 0, 0, 0, 0, 0, 0, 1])), Overflow(Field::Request));
+    assert_eq!(refused(&[], &with(asked, &[0x03, 0, 0, 0, 0, 0, 0, 0, 0, 1])), Overflow(Field::Request));
+    let (read, elsewhere) = (1 << 1 | 1, 2 << 1 | 1);
+    let long = |length: u64| ((length << 3 | 4) as u32).to_le_bytes()[..3].to_vec();
+    for way in [read, elsewhere] {
+        let of = |length: &[u8]| with(disk, &[&[0x03, way], length].concat());
+        assert_eq!(refused(&[], &of(&[0x01])), ReadLength(0));
+        assert_eq!(refused(&[], &of(&long(MAX_REQUEST as u64 + 1))), ReadLength(MAX_REQUEST as u64 + 1));
+        assert_eq!(refused(&[], &of(&long(MAX_REQUEST as u64))), CutShort);
+        assert_eq!(refused(&[], &of(&long(1000))), NotCanonical(Field::ReadLength), "two bytes would do");
+    }
+    // 256 KiB in all: a byte more is said before it is there. Bytes that were read elsewhere are none here.
+    let most = [&[0x05, read][..], &long(MAX_REQUEST as u64), &vec![0; MAX_REQUEST]].concat();
+    assert_eq!(refused(&[], &with(disk, &[&most[..], &[read, 0x03]].concat())), ReadLength(1));
+    assert_eq!(refused(&[], &with(disk, &[&most[..], &[elsewhere, 0x03]].concat())), CutShort);
+    // The two highest bits of a number have no room beside how it ended; the third has none in a log of this format.
+    let id = |word: u64| with(disk, &[&[0x03, 0][..], &word.to_le_bytes()].concat());
+    assert_eq!(refused(&[], &id(1 << 63)), Overflow(Field::Request));
+    assert_eq!(refused(&[], &with(disk, &[0x03, 0x02, 0x01])), NotCanonical(Field::Request));
+    for unknown in [4, 255] {
+        assert_eq!(refused(&[], &with(control, &[unknown])), UnknownControl(unknown));
+    }
+
+    for (completions, error) in [
+        (vec![], RequestCount(0)),
+        (vec![completion(0, Outcome::Done); 257], RequestCount(257)),
+        (vec![completion(LAST_ID + 1, Outcome::Done)], Overflow(Field::Request)),
+        (vec![completion(0, Outcome::Read(Vec::new()))], ReadLength(0)),
+        (vec![completion(0, Outcome::Read(vec![0; MAX_REQUEST + 1]))], ReadLength(MAX_REQUEST as u64 + 1)),
+        (vec![completion(0, Outcome::Read(vec![0; MAX_REQUEST / 2 + 1])); 2], ReadLength(MAX_REQUEST as u64 / 2 + 1)),
+        (vec![completion(0, Outcome::ReadElsewhere { bytes: 0, check: 0 })], ReadLength(0)),
+        (vec![completion(0, Outcome::ReadElsewhere { bytes: 262_145, check: 0 })], ReadLength(262_145)),
+    ] {
+        assert_eq!(unencodable(&[entry(2, 0, Body::Disk(completions))]), error);
+    }
+    for requests in [0, 257] {
+        let body = Body::Asked { requests, bytes: 512, check: 0 };
+        assert_eq!(unencodable(&[entry(2, 0, body)]), RequestCount(requests.into()));
+    }
+}
+
+/// What holds a replay's requests against those of the log.
+#[test]
+fn requests_that_differ_in_anything_have_another_entry() {
+    let write = |sector, data: &[u8]| Ask::Write { sector, data: data.to_vec() };
+    let zeroes = |sector, sectors, may_unmap| Ask::WriteZeroes { sector, sectors, may_unmap };
+    let asks = [
+        Ask::Read { sector: 1, bytes: 512 },
+        Ask::Read { sector: 2, bytes: 512 },
+        Ask::Read { sector: 1, bytes: 1024 },
+        write(1, &[0; 512]),
+        write(1, &[1; 512]),
+        write(2, &[0; 512]),
+        write(1, &[0; 1024]),
+        Ask::Flush,
+        Ask::Discard { sector: 1, sectors: 1 },
+        Ask::Discard { sector: 1, sectors: 2 },
+        zeroes(1, 1, false),
+        zeroes(1, 1, true),
+        zeroes(1, 2, false),
+    ];
+    let mut seen = Vec::new();
+    for id in [0, 1] {
+        for ask in &asks {
+            let request = Request { id, ask: ask.clone() };
+            seen.push(Body::asked(std::slice::from_ref(&request)));
+            seen.push(Body::asked(&[request.clone(), request]));
+        }
+    }
+    for (i, one) in seen.iter().enumerate() {
+        assert!(!seen[..i].contains(one), "{one:?} is seen twice");
+    }
+    let Body::Asked { requests, bytes, .. } = Body::asked(&[
+        Request { id: 0, ask: write(1, &[0; 512]) },
+        Request { id: 1, ask: Ask::Flush },
+        Request { id: 2, ask: write(1, &[0; 1024]) },
+    ]) else {
+        panic!("another kind")
+    };
+    assert_eq!((requests, bytes), (3, 1536));
 }
 
 #[test]

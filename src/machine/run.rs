@@ -144,6 +144,12 @@ impl Machine {
         self.at
     }
 
+    /// The requests to the disk that have not come to their end, in the order in which the guest made them: what the host of a machine that was
+    /// made from a state must carry out (again).
+    pub fn disk_in_flight(&self) -> Requests {
+        self.devices.disk_in_flight(&self.memory)
+    }
+
     /// Runs the guest until it ends. An error leaves the machine where a further run would be wrong.
     pub fn run<D: Inputs + Outputs>(&mut self, door: &mut D) -> Result<EndReason, Halt> {
         let reason = loop {
@@ -364,7 +370,8 @@ impl Machine {
         }
         loop {
             self.requests.clear();
-            self.devices.take_requests(&self.memory, &mut self.requests);
+            // A request that was answered at once is what the guest waits for: there may be no event to come.
+            self.waiting &= !self.devices.take_requests(&self.memory, &mut self.requests);
             if self.requests.is_empty() {
                 return Ok(());
             }

@@ -257,6 +257,20 @@ impl Port {
         }
     }
 
+    /// Another host runs the machine from now on, and this one replays it: what has not left is kept like what a replay sends.
+    pub fn follow(&self) {
+        let mut wire = self.wire();
+        let mut state = self.state();
+        let mut held = std::mem::take(&mut state.held);
+        state.forget_all();
+        held.release(u64::MAX);
+        while let Some((entry, packets)) = held.pop() {
+            state.replayed.push(entry, &packets);
+        }
+        drop(state);
+        wire.stop();
+    }
+
     /// This host does not run the machine (any more). Nothing leaves, nothing comes in.
     pub fn not_live(&self) {
         let mut wire = self.wire();

@@ -12,156 +12,18 @@
 //! From Following on it may be the survivor. The gate for acknowledgements is the connection: a suspicion
 //! drops it *before* the arbiter is asked, and nothing is ever acknowledged again.
 
-use super::election::{Answer, Election, Outcome, Question};
+use super::election::{Answer, Election, Outcome};
+use super::heritage::Heritage;
 use super::link::{Link, Phase};
 use super::message::{self, Goodbye, Hello, Message, Refusal, Role};
 use super::{Identity, Settings, StopReason, Suspicion, Violation};
-use crate::machine::instant::Instant;
 use std::sync::Arc;
 
 mod figures;
+mod taking;
+mod terms;
 
-/// What happens to a backup.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// Once, before anything else.
-    Start,
-    /// Time has passed.
-    Tick,
-    /// The connection asked for stands.
-    Connected,
-    /// The connection asked for cannot be made, was closed, or broke.
-    Disconnected,
-    /// Part of a message has arrived: a sign of life.
-    Heard,
-    /// A message has arrived.
-    Received(Message),
-    /// The machine that the last [`Action::Load`] asked for stands at its boot.
-    Loaded,
-    /// The vCPU has got on. Neither value ever decreases.
-    Executed {
-        /// Entries it has passed.
-        entries: u64,
-        /// Stamp of the newest frame whose entries or horizon it has passed.
-        stamp: u64,
-    },
-    /// The vCPU is not where the log is; it has stopped.
-    Diverged {
-        /// The entry that was not met.
-        entry: u64,
-        /// The first difference, for people; cut at [`message::MAX_TEXT`] bytes.
-        text: Box<str>,
-    },
-    /// After [`Action::GoLive`]: the vCPU has passed every received entry, and the world stands at its doors.
-    WentLive,
-    /// The guest has ended, in replay or live.
-    GuestEnded,
-    /// The arbiter has answered the question asked last.
-    Arbiter(Answer),
-    /// The operator wants this side to stop.
-    StopRequested,
-}
-
-/// What a backup does.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Connect to the primary; answer with `Connected` or `Disconnected`. A machine that was loaded, or
-    /// is being loaded, is forgotten.
-    Connect,
-    /// Send this.
-    Send(Message),
-    /// Close the connection after what was sent has left; forget what it still delivers.
-    Disconnect,
-    /// Build the machine from the bulk of the message just given; answer with [`Input::Loaded`].
-    Load,
-    /// Give the bulk of the message just given to the vCPU for replay.
-    Replay {
-        /// Number of the first entry.
-        first: u64,
-        /// How many.
-        count: u32,
-        /// Stamp of the frame, for [`Input::Executed`].
-        stamp: u64,
-    },
-    /// The vCPU may run to `at` once it has passed `entries` entries.
-    RunTo {
-        /// Entries before the horizon.
-        entries: u64,
-        /// The horizon.
-        at: Instant,
-        /// Stamp of the frame, for [`Input::Executed`].
-        stamp: u64,
-    },
-    /// Outputs of entries below this number have left the primary: going live need not repeat them. Only ever more.
-    Left {
-        /// The first number that may not have.
-        below: u64,
-    },
-    /// Ask the arbiter; answer with [`Input::Arbiter`], if need be with [`Answer::Unreachable`].
-    Ask(Question),
-    /// Let the vCPU pass every received entry, then put the world at its doors; answer with [`Input::WentLive`].
-    GoLive {
-        /// The generation won.
-        generation: u64,
-        /// Entries of the history this side goes on from.
-        entries: u64,
-    },
-    /// Let the outputs of entries below this number leave. Always `u64::MAX` here: all, those of the replayed
-    /// history as well, which may or may not have left the primary.
-    Release {
-        /// The first number that still waits.
-        below: u64,
-    },
-    /// Deliver the stop event to the guest; [`Input::GuestEnded`] follows.
-    StopGuest,
-    /// For the log of the process: the primary is given up, and why.
-    Suspect(Suspicion),
-    /// The end: stop the machine, say why.
-    Stop(StopReason),
-}
-
-/// Where a backup stands.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    /// Looking for its primary, or waiting for the primary's hello.
-    Connecting {
-        /// When to connect again, ns; `None` while a connection is being made or stands.
-        again_at: Option<u64>,
-    },
-    /// The boot is awaited, or the machine is being built from it.
-    Loading,
-    /// The machine stands at its boot; the guest may not have started.
-    Ready,
-    /// The guest runs; this side replays.
-    Following,
-    /// The guest has ended and all its output has left; this side replays to the end.
-    Finishing,
-    /// The primary is given up and the arbiter asked; nothing is acknowledged.
-    Asking(Election),
-    /// Won; the vCPU passes what was received.
-    GoingLive,
-    /// The guest runs here, unprotected.
-    Live,
-    /// The end.
-    Stopped(StopReason),
-}
-
-impl State {
-    /// The state's name, for `status`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            State::Connecting { .. } => "connecting",
-            State::Loading => "loading",
-            State::Ready => "ready",
-            State::Following => "following",
-            State::Finishing => "finishing",
-            State::Asking(_) => "asking",
-            State::GoingLive => "going live",
-            State::Live => "live",
-            State::Stopped(_) => "stopped",
-        }
-    }
-}
+pub use terms::{Action, Input, State};
 
 /// The backup's state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -187,6 +49,12 @@ pub struct Backup {
     /// Whether the primary knows what has been executed.
     told: bool,
     ended: bool,
+    /// The primary has handed over: the generation after its own is won for a pair, in which it is the backup.
+    handover: bool,
+    /// Stamp of the `Took` that was sent; 0: none.
+    took_stamp: u64,
+    /// The operator wanted the machine to stop while the roles changed.
+    stop_requested: bool,
 }
 
 impl Backup {
@@ -207,12 +75,16 @@ impl Backup {
             left: 0,
             told: true,
             ended: false,
+            handover: false,
+            took_stamp: 0,
+            stop_requested: false,
         }
     }
 
     /// Takes one input at `now` (ns of a local clock that never goes back and also runs while the host sleeps) and appends what is to be done, in order.
     pub fn on(&mut self, now: u64, input: Input, out: &mut Vec<Action>) {
-        if let State::Stopped(_) = self.state {
+        // A primary has taken this machine's place.
+        if matches!(self.state, State::Live | State::Stopped(_)) {
             return;
         }
         // Before the input is looked at: a process that slept must not act on what waited for it.
@@ -220,7 +92,7 @@ impl Backup {
             self.lose_link(now, Suspicion::Silence { silence_ns }, out);
         }
         match input {
-            Input::Start => out.push(Action::Connect),
+            Input::Start => self.on_start(out),
             Input::Tick => {}
             Input::Connected => self.on_connected(now, out),
             Input::Disconnected => self.on_disconnected(now, out),
@@ -232,26 +104,57 @@ impl Backup {
                 }
             }
             Input::Loaded => {
-                if self.state == State::Loading {
+                if matches!(self.state, State::Loading | State::Restoring) {
                     self.state = State::Ready;
                     out.push(Action::Send(Message::Welcome { generation: self.generation }));
                 }
             }
-            Input::Executed { entries, stamp } => {
-                self.executed = self.executed.max(entries).min(self.received);
-                self.executed_stamp = self.executed_stamp.max(stamp);
-                self.told = false;
-            }
+            Input::Executed { entries, stamp } => self.on_executed(entries, stamp),
             Input::Diverged { entry, text } => self.on_diverged(entry, &text, out),
-            Input::WentLive => self.on_went_live(out),
+            Input::WentLive => self.on_went_live(now, out),
             Input::GuestEnded => {
-                self.ended = true;
+                self.ended = self.has_machine();
                 self.finish_if_done(out);
             }
             Input::Arbiter(answer) => self.on_answer(now, answer, out),
             Input::StopRequested => self.on_stop_requested(out),
         }
         self.on_time(now, out);
+    }
+
+    fn on_start(&mut self, out: &mut Vec<Action>) {
+        if self.state != State::Following {
+            return out.push(Action::Connect);
+        }
+        // The old primary, just now: the new one lets nothing out before it knows that this side is its backup.
+        self.send_ack(out);
+        if self.stop_requested {
+            self.on_stop_requested(out);
+        }
+    }
+
+    /// Whether there is a machine whose log this is. One that is forgotten may still be heard of.
+    fn has_machine(&self) -> bool {
+        match self.state {
+            State::Connecting { .. } | State::Loading | State::Receiving | State::Restoring | State::Stopped(_) => {
+                false
+            }
+            State::Ready
+            | State::Following
+            | State::Finishing
+            | State::Taking(_)
+            | State::Asking(_)
+            | State::GoingLive
+            | State::Live => true,
+        }
+    }
+
+    fn on_executed(&mut self, entries: u64, stamp: u64) {
+        if self.has_machine() {
+            self.executed = self.executed.max(entries).min(self.received);
+            self.executed_stamp = self.executed_stamp.max(stamp);
+            self.told = false;
+        }
     }
 
     fn on_connected(&mut self, now: u64, out: &mut Vec<Action>) {
@@ -266,9 +169,12 @@ impl Backup {
             // Not asked for: the driver connects on `Connect` only, and once.
             State::Connecting { .. }
             | State::Loading
+            | State::Receiving
+            | State::Restoring
             | State::Ready
             | State::Following
             | State::Finishing
+            | State::Taking(_)
             | State::Asking(_)
             | State::GoingLive
             | State::Live
@@ -289,21 +195,16 @@ impl Backup {
         | Message::Horizon { stamp, released, .. }
         | Message::Heartbeat { stamp, released, .. } = message
         {
-            if released > self.received {
-                let violation = Violation::Released { released, acknowledged: self.received };
-                return self.lose_link(now, Suspicion::Violation(violation), out);
+            if !self.have_left(now, released, out) {
+                return;
             }
             self.received_stamp = self.received_stamp.max(stamp);
-            if released > self.left {
-                self.left = released;
-                out.push(Action::Left { below: released });
-            }
         }
         match (message, &self.state) {
-            (Message::Entries { first, count, stamp, .. }, State::Following) => {
-                self.on_entries(now, first, count, stamp, out);
+            (Message::Entries { first, count, stamp, .. }, State::Restoring | State::Ready | State::Following) => {
+                self.on_entries(now, first, count, stamp, out)
             }
-            (Message::Horizon { entries, at, stamp, .. }, State::Following) => {
+            (Message::Horizon { entries, at, stamp, .. }, State::Restoring | State::Ready | State::Following) => {
                 if entries == self.received {
                     out.push(Action::RunTo { entries, at, stamp });
                 } else {
@@ -324,8 +225,18 @@ impl Backup {
                 self.refuse(Refusal::Version { ours: message::VERSION, theirs: version }, out);
             }
             (Message::Boot, State::Loading) => out.push(Action::Load),
+            (Message::Transfer, State::Loading) => {
+                self.state = State::Receiving;
+                out.push(Action::LoadBlank);
+            }
+            (Message::Chunk, State::Receiving) => out.push(Action::Apply),
+            (Message::State { entries }, State::Receiving) => self.on_state(entries, out),
             (Message::Welcome { generation }, State::Ready) if generation == self.generation => {
                 self.state = State::Following;
+                self.send_ack(out);
+            }
+            (Message::Handover { entries, released }, State::Following) => {
+                self.on_handover(now, entries, released, out)
             }
             (Message::Refuse(refusal), State::Connecting { .. }) if *refusal != Refusal::Busy => {
                 self.stop(StopReason::Refused(*refusal), out);
@@ -337,12 +248,21 @@ impl Backup {
                 out.push(Action::Disconnect);
                 self.finish_if_done(out);
             }
+            // It ended while this side was on its way to a backup: all of its output has left.
+            (Message::Goodbye(Goodbye::Ended { .. }), State::Receiving | State::Restoring | State::Ready) => {
+                self.stop(StopReason::Ended, out);
+            }
             (Message::Goodbye(goodbye), _) => self.lose_link(now, Suspicion::Left(goodbye), out),
             (
                 Message::Hello(_)
                 | Message::OtherVersion { .. }
                 | Message::Welcome { .. }
                 | Message::Boot
+                | Message::Transfer
+                | Message::Chunk
+                | Message::State { .. }
+                | Message::Handover { .. }
+                | Message::Took { .. }
                 | Message::Entries { .. }
                 | Message::Horizon { .. }
                 | Message::Ack { .. }
@@ -350,6 +270,19 @@ impl Backup {
                 _,
             ) => self.lose_link(now, Suspicion::Violation(Violation::Unexpected(kind)), out),
         }
+    }
+
+    /// Outputs of entries below `released` have left the primary. False: that cannot be, and the primary is given up.
+    fn have_left(&mut self, now: u64, released: u64, out: &mut Vec<Action>) -> bool {
+        let possible = released <= self.received;
+        if !possible {
+            let violation = Violation::Released { released, acknowledged: self.received };
+            self.lose_link(now, Suspicion::Violation(violation), out);
+        } else if released > self.left {
+            self.left = released;
+            out.push(Action::Left { below: released });
+        }
+        possible
     }
 
     fn on_hello(&mut self, hello: Box<Hello>, out: &mut Vec<Action>) {
@@ -376,7 +309,16 @@ impl Backup {
         self.received += u64::from(count);
         // In this order: what is acknowledged is where the vCPU will replay it.
         out.push(Action::Replay { first, count, stamp });
-        self.send_ack(out);
+        if self.state == State::Following {
+            self.send_ack(out);
+        }
+    }
+
+    /// The last piece of the state: the log goes on from here.
+    fn on_state(&mut self, entries: u64, out: &mut Vec<Action>) {
+        (self.received, self.executed, self.left) = (entries, entries, entries);
+        self.state = State::Restoring;
+        out.push(Action::Restore { entries });
     }
 
     fn send_ack(&mut self, out: &mut Vec<Action>) {
@@ -388,26 +330,42 @@ impl Backup {
 
     /// The connection is no use any more. Shuts the gate for acknowledgements, then does what the state asks for.
     fn lose_link(&mut self, now: u64, suspicion: Suspicion, out: &mut Vec<Action>) {
-        self.link.close();
+        let was_up = self.link.close();
         if suspicion != Suspicion::Closed {
             out.push(Action::Disconnect);
         }
-        match self.state {
+        match &self.state {
             State::Following => {
                 out.push(Action::Suspect(suspicion));
-                let (election, question) = Election::after(self.generation);
-                self.state = State::Asking(election);
-                out.push(Action::Ask(question));
+                self.ask_for_the_next(out);
             }
-            State::Connecting { .. } | State::Loading | State::Ready => {
+            State::Taking(election) => {
+                out.push(Action::Suspect(suspicion));
+                self.state = State::Asking(election.clone());
+            }
+            State::GoingLive if was_up => out.push(Action::Suspect(suspicion)),
+            State::Connecting { .. } | State::Loading | State::Receiving | State::Restoring | State::Ready => {
                 out.push(Action::Suspect(suspicion));
                 self.state = State::Connecting { again_at: Some(now.saturating_add(self.settings.retry_ns)) };
-                self.peer = None;
-                self.generation = 0;
-                self.received_stamp = 0;
+                self.forget();
             }
             State::Finishing | State::Asking(_) | State::GoingLive | State::Live | State::Stopped(_) => {}
         }
+    }
+
+    /// There is no primary, and no log.
+    fn forget(&mut self) {
+        self.peer = None;
+        self.generation = 0;
+        (self.received, self.executed, self.left) = (0, 0, 0);
+        (self.received_stamp, self.executed_stamp) = (0, 0);
+        (self.told, self.ended) = (true, false);
+    }
+
+    fn ask_for_the_next(&mut self, out: &mut Vec<Action>) {
+        let (election, question) = Election::after(self.generation);
+        self.state = State::Asking(election);
+        out.push(Action::Ask(question));
     }
 
     fn on_diverged(&mut self, entry: u64, text: &str, out: &mut Vec<Action>) {
@@ -419,36 +377,27 @@ impl Backup {
     }
 
     fn on_answer(&mut self, now: u64, answer: Answer, out: &mut Vec<Action>) {
-        let State::Asking(election) = &mut self.state else { return };
+        let (State::Taking(election) | State::Asking(election)) = &mut self.state else { return };
         match election.on_answer(now, answer, self.settings.retry_ns) {
             Outcome::Ask(question) => out.push(Action::Ask(question)),
-            Outcome::Won(generation) => {
-                self.generation = generation;
-                self.state = State::GoingLive;
-                out.push(Action::GoLive { generation, entries: self.received });
-            }
+            Outcome::Won(generation) => self.on_won(generation, out),
             Outcome::Lost { generation, holder } => self.stop(StopReason::Lost { generation, holder }, out),
             Outcome::Pending => {}
         }
     }
 
-    fn on_went_live(&mut self, out: &mut Vec<Action>) {
-        if self.state == State::GoingLive {
-            self.state = State::Live;
-            out.push(Action::Release { below: u64::MAX });
-            self.finish_if_done(out);
-        }
-    }
-
     fn finish_if_done(&mut self, out: &mut Vec<Action>) {
         match self.state {
-            State::Finishing | State::Live if self.ended => self.stop(StopReason::Ended, out),
-            // Following: only the primary knows whether all has left, so its goodbye or its death is awaited.
+            State::Finishing if self.ended => self.stop(StopReason::Ended, out),
+            // Following: only the primary knows whether all has left, so its goodbye or its death is awaited. Live: a primary knows what to do.
             State::Connecting { .. }
             | State::Loading
+            | State::Receiving
+            | State::Restoring
             | State::Ready
             | State::Following
             | State::Finishing
+            | State::Taking(_)
             | State::Asking(_)
             | State::GoingLive
             | State::Live
@@ -458,19 +407,23 @@ impl Backup {
 
     fn on_stop_requested(&mut self, out: &mut Vec<Action>) {
         match self.state {
-            State::GoingLive | State::Live => out.push(Action::StopGuest),
+            // The primary that this side will be has the guest stopped.
+            State::GoingLive => self.stop_requested = true,
             State::Connecting { .. }
             | State::Loading
+            | State::Receiving
+            | State::Restoring
             | State::Ready
             | State::Following
             | State::Finishing
+            | State::Taking(_)
             | State::Asking(_) => {
                 if self.link.phase() == Phase::Greeted {
                     out.push(Action::Send(Message::Goodbye(Goodbye::Operator)));
                 }
                 self.stop(StopReason::Operator, out);
             }
-            State::Stopped(_) => {}
+            State::Live | State::Stopped(_) => {}
         }
     }
 
@@ -487,13 +440,16 @@ impl Backup {
             State::Connecting { again_at } => {
                 out.extend(again_at.take_if(|at| *at <= now).map(|_| Action::Connect));
             }
-            State::Asking(election) => out.extend(election.on_time(now).map(Action::Ask)),
+            State::Taking(election) | State::Asking(election) => out.extend(election.on_time(now).map(Action::Ask)),
+            // The next heartbeat is a primary's.
+            State::Live => return,
             State::Loading
+            | State::Receiving
+            | State::Restoring
             | State::Ready
             | State::Following
             | State::Finishing
             | State::GoingLive
-            | State::Live
             | State::Stopped(_) => {}
         }
         if self.link.beat(now, self.settings.heartbeat_ns) {
@@ -509,13 +465,15 @@ impl Backup {
     pub fn next_deadline(&self) -> Option<u64> {
         let again_at = match &self.state {
             State::Connecting { again_at } => *again_at,
-            State::Asking(election) => election.deadline(),
+            State::Taking(election) | State::Asking(election) => election.deadline(),
+            State::Live => return None,
             State::Loading
+            | State::Receiving
+            | State::Restoring
             | State::Ready
             | State::Following
             | State::Finishing
             | State::GoingLive
-            | State::Live
             | State::Stopped(_) => None,
         };
         [self.link.deadline(self.settings.timeout_ns), again_at].into_iter().flatten().min()

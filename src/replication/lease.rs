@@ -10,6 +10,7 @@
 pub struct Lease {
     /// Newest stamp that the backup is known to have received; 0: none yet.
     stamp: u64,
+    /// 0: there has been none.
     until_ns: u64,
 }
 
@@ -19,14 +20,21 @@ impl Lease {
         timeout_ns / 10
     }
 
+    /// Whoever begins to count as a backup with what is sent at `now` does not give this side up for its silence before a time-out from
+    /// then. Returns the end of the lease, ns.
+    pub fn begin(&mut self, now: u64, timeout_ns: u64) -> u64 {
+        self.until_ns = self.until_ns.max(now.saturating_add(timeout_ns - Self::margin_ns(timeout_ns)));
+        self.until_ns
+    }
+
     /// The backup has received what was sent at `stamp`. Returns the end of the lease, ns, if that moves it.
     pub fn renew(&mut self, stamp: u64, timeout_ns: u64) -> Option<u64> {
-        let moves = stamp > self.stamp;
-        if moves {
-            self.stamp = stamp;
-            self.until_ns = stamp.saturating_add(timeout_ns - Self::margin_ns(timeout_ns));
+        if stamp <= self.stamp {
+            return None;
         }
-        moves.then_some(self.until_ns)
+        self.stamp = stamp;
+        let before = self.until_ns;
+        (self.begin(stamp, timeout_ns) > before).then_some(self.until_ns)
     }
 
     /// Newest stamp that the backup is known to have received; 0: none yet.
@@ -34,9 +42,14 @@ impl Lease {
         self.stamp
     }
 
+    /// Whether there is or was a lease.
+    pub fn has_begun(&self) -> bool {
+        self.until_ns > 0
+    }
+
     /// Whether there was a lease, and it has run out.
     pub fn has_lapsed(&self, now: u64) -> bool {
-        self.stamp > 0 && now >= self.until_ns
+        self.has_begun() && now >= self.until_ns
     }
 }
 

@@ -3,7 +3,8 @@
 //! A message travels in one frame: kind, a number, a count, a payload (`log::frame` adds length, version and
 //! checksum). Bulk data, that is the boot and the log entries, stands at the end of the payload and never
 //! enters the state machines: [`Message::encode`] writes what goes before it, [`Message::decode`] gives it back as a
-//! slice. The messages of the hot path (entries, ack, horizon, heartbeat) are fixed little-endian words; the
+//! slice. Of the state of a machine on its way to a new backup the protocol knows the beginning ([`Message::Transfer`]) and
+//! the end ([`Message::State`]); what lies between is the driver's. The messages of the hot path (entries, ack, horizon, heartbeat) are fixed little-endian words; the
 //! rest is bincode with a limit. Trailing bytes are refused everywhere.
 //!
 //! `Hello`'s version stands in the frame's number and `Refuse` has a layout that never changes, so that two
@@ -14,7 +15,7 @@ use crate::machine::instant::Instant;
 use std::fmt;
 
 /// The version of this protocol.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The most bytes of a divergence report.
 pub const MAX_TEXT: usize = 4096;
@@ -33,27 +34,37 @@ pub enum Kind {
     Welcome,
     Refuse,
     Boot,
+    Transfer,
+    Chunk,
+    State,
     Entries,
     Horizon,
     Ack,
     Heartbeat,
     Diverged,
     Goodbye,
+    Handover,
+    Took,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 15] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refuse,
         Kind::Boot,
+        Kind::Transfer,
+        Kind::Chunk,
+        Kind::State,
         Kind::Entries,
         Kind::Horizon,
         Kind::Ack,
         Kind::Heartbeat,
         Kind::Diverged,
         Kind::Goodbye,
+        Kind::Handover,
+        Kind::Took,
     ];
 }
 
@@ -76,8 +87,8 @@ pub enum Message {
         /// The speaker's version.
         version: u32,
     },
-    /// Backup to primary: the machine stands at its boot, start the guest. Primary to backup, in answer: the
-    /// guest has started.
+    /// Backup to primary: the machine stands where the log begins. Primary to backup, in answer: the guest runs, and from
+    /// here on this backup may be the survivor.
     Welcome {
         /// The pair's generation.
         generation: u64,
@@ -86,6 +97,15 @@ pub enum Message {
     Refuse(Box<Refusal>),
     /// Primary to backup: what the log starts from. Bulk.
     Boot,
+    /// Primary to backup: the guest runs already; here is what it started from, and its state will follow. Bulk.
+    Transfer,
+    /// Primary to backup: a piece of the state. Bulk. The driver sends it between `BeginTransfer` and `State`, without asking the protocol.
+    Chunk,
+    /// Primary to backup: the last piece; with it the state is that before entry `entries`, and the log follows from there. Bulk.
+    State {
+        /// Entries that led to the state.
+        entries: u64,
+    },
     /// Primary to backup: entries of the log. Bulk.
     Entries {
         /// Number of the first one.
@@ -140,6 +160,20 @@ pub enum Message {
     },
     /// Both ways: the end of an orderly session.
     Goodbye(Goodbye),
+    /// Primary to backup: the log ends here, nothing leaves this side any more, take over.
+    Handover {
+        /// Entries of the log; the backup has acknowledged all of them.
+        entries: u64,
+        /// As in `Entries`.
+        released: u64,
+    },
+    /// Backup to primary, in answer: the guest goes on here, be the backup. Everything that follows comes from a primary.
+    Took {
+        /// The generation that was won.
+        generation: u64,
+        /// When it was sent, ns of the new primary's clock: its first stamp.
+        stamp: u64,
+    },
 }
 
 /// Who speaks.
@@ -229,8 +263,6 @@ pub enum Refusal {
     },
     /// The primary is just now parting from another backup, or has one.
     Busy,
-    /// The guest runs already and cannot take a new backup.
-    Unprotected,
     /// A reason that this version does not know.
     Other {
         /// Its number.
@@ -254,7 +286,6 @@ impl fmt::Display for Refusal {
                 write!(f, "a time-out of {timeout_ns} ns does not hold two heartbeats of {heartbeat_ns} ns")
             }
             Refusal::Busy => write!(f, "the primary is busy with another backup"),
-            Refusal::Unprotected => write!(f, "the guest runs unprotected and cannot take a new backup yet"),
             Refusal::Other { code } => write!(f, "reason {code}, which this version does not know"),
         }
     }
@@ -335,16 +366,21 @@ impl Message {
             Message::Welcome { .. } => Kind::Welcome,
             Message::Refuse(_) => Kind::Refuse,
             Message::Boot => Kind::Boot,
+            Message::Transfer => Kind::Transfer,
+            Message::Chunk => Kind::Chunk,
+            Message::State { .. } => Kind::State,
             Message::Entries { .. } => Kind::Entries,
             Message::Horizon { .. } => Kind::Horizon,
             Message::Ack { .. } => Kind::Ack,
             Message::Heartbeat { .. } => Kind::Heartbeat,
             Message::Diverged { .. } => Kind::Diverged,
             Message::Goodbye(_) => Kind::Goodbye,
+            Message::Handover { .. } => Kind::Handover,
+            Message::Took { .. } => Kind::Took,
         }
     }
 
-    /// Appends the payload, up to where the bulk (boot, entries) follows, to `payload`; returns the rest of the
+    /// Appends the payload, up to where the bulk (boot, state, entries) follows, to `payload`; returns the rest of the
     /// frame.
     pub fn encode(&self, payload: &mut Vec<u8>) -> Head {
         let (number, count) = match self {
@@ -355,7 +391,8 @@ impl Message {
             Message::OtherVersion { version } => ((*version).into(), 0),
             Message::Welcome { generation } => (*generation, 0),
             Message::Refuse(refusal) => (0, encode_refusal(refusal, payload)),
-            Message::Boot => (0, 0),
+            Message::Boot | Message::Transfer | Message::Chunk => (0, 0),
+            Message::State { entries } => (*entries, 0),
             Message::Entries { first, count, stamp, released, .. } => {
                 words([*stamp, *released], payload);
                 (*first, *count)
@@ -378,6 +415,14 @@ impl Message {
             }
             Message::Goodbye(Goodbye::Ended { entries }) => (*entries, 0),
             Message::Goodbye(Goodbye::Operator) => (0, 1),
+            Message::Handover { entries, released } => {
+                words([*released], payload);
+                (*entries, 0)
+            }
+            Message::Took { generation, stamp } => {
+                words([*stamp], payload);
+                (*generation, 0)
+            }
         };
         Head { kind: self.kind(), number, count }
     }
@@ -388,7 +433,7 @@ impl Message {
         let wrong_length = || MessageError::Length { kind, length: payload.len() };
         let wrong_head = || MessageError::Head { kind, number, count };
         let counted = matches!(kind, Kind::Entries | Kind::Refuse | Kind::Goodbye);
-        let numbered = !matches!(kind, Kind::Boot | Kind::Refuse);
+        let numbered = !matches!(kind, Kind::Boot | Kind::Transfer | Kind::Chunk | Kind::Refuse);
         if (count != 0 && !counted) || (number != 0 && !numbered) {
             return Err(wrong_head());
         }
@@ -405,6 +450,9 @@ impl Message {
             Kind::Welcome => empty(Message::Welcome { generation: number }),
             Kind::Refuse => Ok((Message::Refuse(Box::new(decode_refusal(count, payload)?)), &[])),
             Kind::Boot => Ok((Message::Boot, payload)),
+            Kind::Transfer => Ok((Message::Transfer, payload)),
+            Kind::Chunk => Ok((Message::Chunk, payload)),
+            Kind::State => Ok((Message::State { entries: number }, payload)),
             Kind::Entries => {
                 let (head, bulk) = payload.split_first_chunk::<ENTRIES_HEAD>().ok_or_else(wrong_length)?;
                 let [stamp, released] = words_back(head).ok_or_else(wrong_length)?;
@@ -438,6 +486,14 @@ impl Message {
                 (0, 1) => empty(Message::Goodbye(Goodbye::Operator)),
                 (_, _) => Err(wrong_head()),
             },
+            Kind::Handover => {
+                let [released] = words_back(payload).ok_or_else(wrong_length)?;
+                Ok((Message::Handover { entries: number, released }, &[]))
+            }
+            Kind::Took => {
+                let [stamp] = words_back(payload).ok_or_else(wrong_length)?;
+                Ok((Message::Took { generation: number, stamp }, &[]))
+            }
         }
     }
 }
@@ -493,7 +549,6 @@ fn encode_refusal(refusal: &Refusal, payload: &mut Vec<u8>) -> u32 {
             6
         }
         Refusal::Busy => 7,
-        Refusal::Unprotected => 8,
         Refusal::Other { code } => *code,
     }
 }
@@ -517,7 +572,7 @@ fn decode_refusal(code: u32, payload: &[u8]) -> Result<Refusal, MessageError> {
             Ok(Refusal::Times { heartbeat_ns, timeout_ns })
         }
         7 => empty(Refusal::Busy),
-        8 => empty(Refusal::Unprotected),
+        // 8 was, up to version 2: the guest runs and takes no new backup.
         code => Ok(Refusal::Other { code }),
     }
 }

@@ -16,11 +16,13 @@
 //! | [`flow`], [`ledger`] | how much of the log is under way, and when the vCPU has to wait for it |
 //! | [`lag`] | slowing the primary when the backup falls behind |
 //! | [`link`] | silence and heartbeats |
+//! | `heritage` | what a role leaves to the other when they change |
 
 pub mod backup;
 pub mod election;
 pub mod flow;
 pub mod held;
+mod heritage;
 pub mod lag;
 pub mod lease;
 pub mod ledger;
@@ -151,6 +153,8 @@ pub enum Suspicion {
     Refused(Refusal),
     /// The other side said goodbye.
     Left(Goodbye),
+    /// The other side was handed the guest and did not take it.
+    NotTaken,
     /// The other side does not keep to the protocol.
     Violation(Violation),
 }
@@ -199,6 +203,7 @@ impl fmt::Display for Suspicion {
             Suspicion::Refused(refusal) => write!(f, "the other side refused: {refusal}"),
             Suspicion::Left(Goodbye::Ended { entries }) => write!(f, "the guest ended after {entries} entries"),
             Suspicion::Left(Goodbye::Operator) => write!(f, "the other side was stopped by its operator"),
+            Suspicion::NotTaken => write!(f, "it did not take over in time"),
             Suspicion::Violation(violation) => write!(f, "the other side broke the protocol: {violation}"),
         }
     }

@@ -9,10 +9,20 @@
 //!                                                                     Stopped
 //! ```
 //!
-//! With `start_alone` it goes from Claiming straight to Unprotected. A second backup that comes later is
-//! refused in Unprotected: that is where state transfer will begin.
+//! With `start_alone` it goes from Claiming straight to Unprotected. From there the guest gets a backup while it runs, and from
+//! Protected the operator may have the two sides change their roles:
+//!
+//! ```text
+//!               hello              captured          welcome             parked, all acked               took g+1
+//!  Unprotected --------> Transferring ----> Joining ----------> Protected ----------------> HandingOver ----------> HandedOver
+//!     ^    ^                 | lost link       | lost link                                      | lost link, or not taken
+//!     |    +-----------------+-----------------+                                                v
+//!     +-------------------------------------------------------------------- won g+1 ------- Asking
+//! ```
+//!
+//! A survivor begins in Unprotected, and a backup that was handed the guest in Protected ([`Primary::from_backup`]).
 
-use super::election::{Answer, Election, Outcome, Question};
+use super::election::{Answer, Election, Outcome};
 use super::flow::Flow;
 use super::lease::Lease;
 use super::link::{Link, Phase};
@@ -20,130 +30,14 @@ use super::message::{self, Goodbye, Hello, Message, Refusal, Role};
 use super::{Identity, Settings, StopReason, Suspicion, Violation};
 use crate::machine::instant::Instant;
 use std::sync::Arc;
+use switch::Switch;
 
 mod figures;
+mod joining;
+mod switch;
+mod terms;
 
-/// What happens to a primary.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// Once, before anything else.
-    Start,
-    /// Time has passed.
-    Tick {
-        /// The guest's clock, ns.
-        guest_clock_ns: u64,
-    },
-    /// A backup has connected. The driver keeps one connection at a time, refuses others as
-    /// [`Refusal::Busy`], and after [`Action::Disconnect`] passes on nothing more from the old one.
-    Connected,
-    /// The backup closed the connection, or the network did.
-    Disconnected,
-    /// Part of a message has arrived: a sign of life.
-    Heard,
-    /// A message has arrived.
-    Received(Message),
-    /// The vCPU has appended entries to the log. Their bytes are the bulk of the message that comes of it.
-    Appended {
-        /// How many.
-        entries: u32,
-        /// Bytes they take.
-        bytes: u32,
-    },
-    /// The vCPU publishes its horizon: after the first `entries` entries none follows up to and including `at`.
-    Horizon {
-        /// Entries there are.
-        entries: u64,
-        /// The guest may run to here.
-        at: Instant,
-    },
-    /// Outputs of entries below this number have been handed to what carries them away, as far as they were queued by now
-    /// (`u64::MAX`: nobody needs to know). What was released may wait for its lease, and does not count before it has left.
-    Left {
-        /// The first number that has not.
-        below: u64,
-    },
-    /// The guest has ended; its last entry has been appended and its last output queued.
-    GuestEnded,
-    /// The arbiter has answered the question asked last.
-    Arbiter(Answer),
-    /// The operator wants the machine to stop.
-    StopRequested,
-}
-
-/// What a primary does.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Send this; the bulk of `Boot` is the VM's boot, that of `Entries` what the input appended.
-    Send(Message),
-    /// Close the connection after what was sent has left; forget what it still delivers.
-    Disconnect,
-    /// Let the guest run.
-    StartGuest,
-    /// What is released may leave before `until_ns` on the clock that `on` is given, and not later (`u64::MAX`: at any time). Whoever lets an output
-    /// out looks at that clock first, for the process may have been stopped meanwhile; what came too late waits for the next `Release`.
-    Lease {
-        /// The end of the lease, ns.
-        until_ns: u64,
-    },
-    /// Let the outputs of entries below this number leave (`u64::MAX`: all, now and later).
-    Release {
-        /// The first number that still waits.
-        below: u64,
-    },
-    /// Let nothing leave until the next `Release`, not even what was released and has not left.
-    Hold,
-    /// Stall the vCPU: too much of the log is under way.
-    Stall,
-    /// Let the vCPU go on.
-    Resume,
-    /// Slow the vCPU down.
-    SlowDown {
-        /// By this much of its full speed.
-        per_mille: u16,
-    },
-    /// Ask the arbiter; answer with [`Input::Arbiter`], if need be with [`Answer::Unreachable`].
-    Ask(Question),
-    /// Deliver the stop event to the guest; [`Input::GuestEnded`] follows.
-    StopGuest,
-    /// For the log of the process: the backup is given up, and why.
-    Suspect(Suspicion),
-    /// The end: stop the guest, drop every held output, say why.
-    Stop(StopReason),
-}
-
-/// Where a primary stands.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    /// No backup yet; the guest has not started.
-    Waiting,
-    /// Winning the VM's first generation. The guest has not started.
-    Claiming(Election),
-    /// The backup gets the boot. The guest has not started.
-    Preparing,
-    /// The guest runs; outputs leave when acknowledged.
-    Protected,
-    /// The backup is given up and the arbiter asked; no output leaves.
-    Asking(Election),
-    /// The guest runs without a backup; outputs leave at once.
-    Unprotected,
-    /// The end.
-    Stopped(StopReason),
-}
-
-impl State {
-    /// The state's name, for `status`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            State::Waiting => "waiting",
-            State::Claiming(_) => "claiming",
-            State::Preparing => "preparing",
-            State::Protected => "protected",
-            State::Asking(_) => "asking",
-            State::Unprotected => "unprotected",
-            State::Stopped(_) => "stopped",
-        }
-    }
-}
+pub use terms::{Action, Input, NoSwitch, State};
 
 /// The primary's state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -162,11 +56,18 @@ pub struct Primary {
     executed: u64,
     /// Stamp of the newest entries or horizon sent.
     stamp: u64,
+    /// Where the pair's log begins. The outputs of all entries before were queued when it began.
+    base: u64,
+    /// How many transfers have begun.
+    transfer: u64,
     lease: Lease,
     /// Outputs of entries below this number have left, by what [`Input::Left`] said.
     left: u64,
     flow: Flow,
+    switch: Switch,
     ended: bool,
+    /// The operator wanted the machine to stop while it was being handed over.
+    stop_requested: bool,
     /// Until when a guest that has ended waits for its last outputs to leave, ns.
     patience_ends: Option<u64>,
 }
@@ -186,31 +87,36 @@ impl Primary {
             acked: 0,
             executed: 0,
             stamp: 0,
+            base: 0,
+            transfer: 0,
             lease: Lease::default(),
             left: 0,
             flow: Flow::new(&settings),
+            switch: Switch::No,
             ended: false,
+            stop_requested: false,
             patience_ends: None,
         }
     }
 
     /// Takes one input at `now` (ns of a local clock that never goes back and also runs while the host sleeps) and appends what is to be done, in order.
     pub fn on(&mut self, now: u64, input: Input, out: &mut Vec<Action>) {
-        if let State::Stopped(_) = self.state {
+        // A backup has taken the place of one that has handed over.
+        if matches!(self.state, State::HandedOver | State::Stopped(_)) {
             return;
         }
         // Before the input is looked at: a process that slept must not act on what waited for it.
         if let Some(silence_ns) = self.link.silence(now, self.settings.timeout_ns) {
-            self.lose_link(Suspicion::Silence { silence_ns }, out);
+            self.lose_link(now, Suspicion::Silence { silence_ns }, out);
         }
         match input {
-            Input::Start => self.on_start(out),
+            Input::Start => self.on_start(now, out),
             Input::Tick { guest_clock_ns } => self.guest_clock_ns = guest_clock_ns,
             Input::Connected => {
-                self.on_disconnected(out);
+                self.on_disconnected(now, out);
                 self.link.open(now);
             }
-            Input::Disconnected => self.on_disconnected(out),
+            Input::Disconnected => self.on_disconnected(now, out),
             Input::Heard => self.link.heard(now),
             Input::Received(message) => {
                 if self.link.is_up() {
@@ -222,32 +128,38 @@ impl Primary {
             Input::Horizon { entries, at } => self.on_horizon(now, entries, at, out),
             Input::Left { below } => {
                 // The vCPU thread appends an entry first and queues its output then; when it has appended the next one, it has.
-                let newest = self.appended.saturating_sub(1);
+                let newest = self.appended.saturating_sub(1).max(self.base);
                 let queued = if self.ended || below == u64::MAX { below } else { below.min(newest) };
                 self.left = self.left.max(queued);
+                self.admit_if_left(now, out);
                 self.finish_if_done(now, out);
             }
             Input::GuestEnded => {
                 self.ended = true;
+                self.switch.end();
                 self.finish_if_done(now, out);
             }
             Input::Arbiter(answer) => self.on_answer(now, answer, out),
             Input::StopRequested => self.on_stop_requested(out),
+            Input::Captured { transfer, entries } => self.on_captured(transfer, entries, out),
+            Input::SwitchRequested => self.on_switch_requested(out),
+            Input::Parked => self.on_parked(now, out),
         }
         self.on_time(now, out);
     }
 
-    fn on_disconnected(&mut self, out: &mut Vec<Action>) {
+    fn on_disconnected(&mut self, now: u64, out: &mut Vec<Action>) {
         if self.link.is_up() {
-            self.lose_link(Suspicion::Closed, out);
+            self.lose_link(now, Suspicion::Closed, out);
         }
     }
 
-    fn on_start(&mut self, out: &mut Vec<Action>) {
+    fn on_start(&mut self, now: u64, out: &mut Vec<Action>) {
         self.flow.reserve();
-        if self.settings.start_alone {
+        if self.settings.start_alone && self.state == State::Waiting {
             self.claim_first(out);
         }
+        self.on_start_with_heritage(now, out);
     }
 
     fn claim_first(&mut self, out: &mut Vec<Action>) {
@@ -267,20 +179,32 @@ impl Primary {
             (Message::OtherVersion { version }, _) if self.link.phase() == Phase::Open => {
                 self.refuse(Refusal::Version { ours: message::VERSION, theirs: version }, out);
             }
-            (Message::Welcome { generation }, State::Preparing) => self.on_welcome(generation, out),
-            (Message::Diverged { entry, text }, _) => self.lose_link(Suspicion::Diverged { entry, text }, out),
-            (Message::Refuse(refusal), _) => self.lose_link(Suspicion::Refused(*refusal), out),
-            (Message::Goodbye(goodbye), _) => self.lose_link(Suspicion::Left(goodbye), out),
+            (Message::Welcome { generation }, State::Preparing | State::Joining { patience_ends: None }) => {
+                self.on_welcome(now, generation, out);
+            }
+            // Of entries that it had acknowledged before it was asked to take over.
+            (Message::Ack { .. }, State::HandingOver { .. }) => {}
+            (Message::Took { generation, stamp }, State::HandingOver { .. }) => {
+                self.on_took(now, generation, stamp, out);
+            }
+            (Message::Diverged { entry, text }, _) => self.lose_link(now, Suspicion::Diverged { entry, text }, out),
+            (Message::Refuse(refusal), _) => self.lose_link(now, Suspicion::Refused(*refusal), out),
+            (Message::Goodbye(goodbye), _) => self.lose_link(now, Suspicion::Left(goodbye), out),
             (
                 Message::Hello(_)
                 | Message::OtherVersion { .. }
                 | Message::Welcome { .. }
                 | Message::Boot
+                | Message::Transfer
+                | Message::Chunk
+                | Message::State { .. }
+                | Message::Handover { .. }
+                | Message::Took { .. }
                 | Message::Entries { .. }
                 | Message::Horizon { .. }
                 | Message::Ack { .. },
                 _,
-            ) => self.lose_link(Suspicion::Violation(Violation::Unexpected(kind)), out),
+            ) => self.lose_link(now, Suspicion::Violation(Violation::Unexpected(kind)), out),
         }
     }
 
@@ -299,9 +223,19 @@ impl Primary {
                 self.peer = Some(Arc::from(hello));
                 self.link.greet(now);
             }
-            State::Claiming(_) | State::Unprotected => self.refuse(Refusal::Unprotected, out),
-            State::Preparing | State::Protected | State::Asking(_) => self.refuse(Refusal::Busy, out),
-            State::Stopped(_) => {}
+            State::Unprotected => {
+                self.peer = Some(Arc::from(hello));
+                self.link.greet(now);
+                self.begin_transfer(out);
+            }
+            State::Claiming(_)
+            | State::Preparing
+            | State::Protected
+            | State::Asking(_)
+            | State::Transferring
+            | State::Joining { .. }
+            | State::HandingOver { .. } => self.refuse(Refusal::Busy, out),
+            State::HandedOver | State::Stopped(_) => {}
         }
     }
 
@@ -312,39 +246,55 @@ impl Primary {
         self.link.close();
     }
 
-    fn prepare(&mut self, out: &mut Vec<Action>) {
+    fn say_hello(&self, out: &mut Vec<Action>) {
         let hello = Hello::new(Role::Primary, &self.me, &self.settings, self.generation);
         out.push(Action::Send(Message::Hello(Box::new(hello))));
+    }
+
+    fn prepare(&mut self, out: &mut Vec<Action>) {
+        self.say_hello(out);
         out.push(Action::Send(Message::Boot));
         self.state = State::Preparing;
     }
 
-    fn on_welcome(&mut self, generation: u64, out: &mut Vec<Action>) {
+    fn on_welcome(&mut self, now: u64, generation: u64, out: &mut Vec<Action>) {
         if generation != self.generation {
             let violation = Violation::Generation { expected: self.generation, found: generation };
-            return self.lose_link(Suspicion::Violation(violation), out);
+            return self.lose_link(now, Suspicion::Violation(violation), out);
         }
-        // From here on the guest may have run, and only the arbiter lets this side go on alone. The backup
-        // asks only after it has this welcome: until then it knows that nothing has left.
+        if self.state == State::Preparing {
+            self.protect(now, out);
+            return out.push(Action::StartGuest);
+        }
+        self.state = State::Joining { patience_ends: Some(now.saturating_add(self.settings.timeout_ns)) };
+        self.admit_if_left(now, out);
+    }
+
+    /// The backup counts.
+    fn protect(&mut self, now: u64, out: &mut Vec<Action>) {
+        // From here on the guest may have run with this backup, and only the arbiter lets this side go on alone. The backup
+        // asks only after it has this welcome: until then it knows that nothing that it lacks has left. And it hears the welcome after now, so it does not
+        // give this side up for its silence before a time-out from now.
         self.state = State::Protected;
-        out.push(Action::Send(Message::Welcome { generation }));
-        out.push(Action::StartGuest);
+        out.push(Action::Lease { until_ns: self.lease.begin(now, self.settings.timeout_ns) });
+        out.push(Action::Send(Message::Welcome { generation: self.generation }));
     }
 
     fn on_appended(&mut self, now: u64, entries: u32, bytes: u32, out: &mut Vec<Action>) {
         let first = self.appended;
         match self.state {
-            State::Protected | State::Asking(_) => {
+            State::Protected | State::Asking(_) | State::Joining { .. } => {
                 self.appended += u64::from(entries);
                 let stamp = self.next_stamp(now);
                 self.flow.entries(self.appended, stamp, bytes.into());
-                if self.state == State::Protected {
+                if self.sends_the_log() {
                     let released = self.released();
                     out.push(Action::Send(Message::Entries { first, count: entries, bytes, stamp, released }));
                 }
                 self.flow.stall_or_resume(out);
             }
-            State::Unprotected => self.appended += u64::from(entries),
+            State::Unprotected | State::Transferring => self.appended += u64::from(entries),
+            State::HandingOver { .. } | State::HandedOver => panic!("the vCPU stands still, and has appended an entry"),
             // No guest has started, or none should run any more.
             State::Waiting | State::Claiming(_) | State::Preparing | State::Stopped(_) => {}
         }
@@ -352,12 +302,16 @@ impl Primary {
 
     fn on_horizon(&mut self, now: u64, entries: u64, at: Instant, out: &mut Vec<Action>) {
         // One that was overtaken by entries allows nothing that these do not.
-        if self.state == State::Protected && entries == self.appended {
+        if self.sends_the_log() && entries == self.appended {
             let stamp = self.next_stamp(now);
             self.flow.horizon(stamp);
             let released = self.released();
             out.push(Action::Send(Message::Horizon { entries, at, stamp, released }));
         }
+    }
+
+    fn sends_the_log(&self) -> bool {
+        matches!(self.state, State::Protected | State::Joining { .. })
     }
 
     fn next_stamp(&mut self, now: u64) -> u64 {
@@ -373,9 +327,9 @@ impl Primary {
         let sent = executed_stamp <= self.stamp && received_stamp <= self.stamp.max(now);
         if !grows || !sent || received > self.appended || executed > received {
             let violation = Violation::Acknowledged { received, appended: self.appended };
-            return self.lose_link(Suspicion::Violation(violation), out);
+            return self.lose_link(now, Suspicion::Violation(violation), out);
         }
-        let lapsed = self.lease.has_lapsed(now);
+        let lapsed = !self.lease.has_begun() || self.lease.has_lapsed(now);
         out.extend(
             self.lease.renew(received_stamp, self.settings.timeout_ns).map(|until_ns| Action::Lease { until_ns }),
         );
@@ -386,16 +340,18 @@ impl Primary {
         self.executed = executed;
         self.flow.set_lapsed(self.lease.has_lapsed(now));
         self.flow.acknowledged(now, received, executed_stamp, out);
+        self.hand_over_if_acked(now, out);
         self.finish_if_done(now, out);
     }
 
-    /// Outputs of entries below this number have left.
+    /// Outputs of entries below this number have left, as the backup may hear it.
     fn released(&self) -> u64 {
-        self.left.min(self.acked)
+        // A backup that is still to get its state has no outputs.
+        if self.state == State::Transferring { 0 } else { self.left.min(self.acked) }
     }
 
-    /// The connection is no use any more. What that means depends on whether the guest has started.
-    fn lose_link(&mut self, suspicion: Suspicion, out: &mut Vec<Action>) {
+    /// The connection is no use any more. What that means depends on whether the backup may be the survivor.
+    fn lose_link(&mut self, now: u64, suspicion: Suspicion, out: &mut Vec<Action>) {
         self.link.close();
         if self.state == State::Protected {
             // In this order: a backup that finds the connection closed may be live a moment later.
@@ -405,11 +361,16 @@ impl Primary {
             out.push(Action::Disconnect);
         }
         match self.state {
-            State::Protected => {
+            State::Protected | State::HandingOver { .. } => {
                 out.push(Action::Suspect(suspicion));
+                self.give_up_switch(out);
                 let (election, question) = Election::after(self.generation);
                 self.state = State::Asking(election);
                 out.push(Action::Ask(question));
+            }
+            State::Transferring | State::Joining { .. } => {
+                out.push(Action::Suspect(suspicion));
+                self.end_transfer(now, out);
             }
             State::Preparing => {
                 out.push(Action::Suspect(suspicion));
@@ -417,16 +378,23 @@ impl Primary {
                 self.peer = None;
             }
             State::Claiming(_) => self.peer = None,
-            State::Waiting | State::Asking(_) | State::Unprotected | State::Stopped(_) => {}
+            State::Waiting | State::Asking(_) | State::Unprotected | State::HandedOver | State::Stopped(_) => {}
         }
     }
 
     fn on_answer(&mut self, now: u64, answer: Answer, out: &mut Vec<Action>) {
-        let (State::Claiming(election) | State::Asking(election)) = &mut self.state else { return };
+        let (State::Claiming(election) | State::Asking(election)) = &mut self.state else {
+            return self.on_register_read(&answer, out);
+        };
         match election.on_answer(now, answer, self.settings.retry_ns) {
             Outcome::Ask(question) => out.push(Action::Ask(question)),
             Outcome::Won(generation) => self.on_won(now, generation, out),
-            Outcome::Lost { generation, holder } => self.stop(StopReason::Lost { generation, holder }, out),
+            Outcome::Lost { generation, holder } => {
+                if self.heir_has_won(holder.as_ref()) {
+                    return self.ask_after_heir(generation, out);
+                }
+                self.stop(StopReason::Lost { generation, holder }, out);
+            }
             Outcome::Pending => {}
         }
     }
@@ -441,16 +409,29 @@ impl Primary {
             State::Claiming(_) if self.peer.is_some() => self.prepare(out),
             State::Claiming(_) => self.state = State::Waiting,
             State::Asking(_) => self.go_on_alone(now, out),
-            State::Waiting | State::Preparing | State::Protected | State::Unprotected | State::Stopped(_) => {}
+            State::Waiting
+            | State::Preparing
+            | State::Protected
+            | State::Unprotected
+            | State::Transferring
+            | State::Joining { .. }
+            | State::HandingOver { .. }
+            | State::HandedOver
+            | State::Stopped(_) => {}
         }
     }
 
     fn go_on_alone(&mut self, now: u64, out: &mut Vec<Action>) {
         self.state = State::Unprotected;
+        self.let_all_out(out);
+        self.flow.end(out);
+        self.take_back(out);
+        self.finish_if_done(now, out);
+    }
+
+    fn let_all_out(&mut self, out: &mut Vec<Action>) {
         out.push(Action::Lease { until_ns: u64::MAX });
         out.push(Action::Release { below: u64::MAX });
-        self.flow.end(out);
-        self.finish_if_done(now, out);
     }
 
     /// After the guest's end, once everything it put out has left.
@@ -459,7 +440,8 @@ impl Primary {
             return;
         }
         match self.state {
-            State::Protected if self.acked == self.appended => {
+            // Before the lease has begun, an old primary may not know yet that it is the backup.
+            State::Protected if self.acked == self.appended && self.lease.has_begun() => {
                 if self.lease.has_lapsed(now) {
                     self.patience_ends = None;
                 }
@@ -475,11 +457,18 @@ impl Primary {
                 }
             }
             State::Unprotected => self.stop(StopReason::Ended, out),
+            State::Transferring | State::Joining { .. } => {
+                let entries = self.appended;
+                out.push(Action::Send(Message::Goodbye(Goodbye::Ended { entries })));
+                self.end_transfer(now, out);
+            }
             State::Waiting
             | State::Claiming(_)
             | State::Preparing
             | State::Protected
             | State::Asking(_)
+            | State::HandingOver { .. }
+            | State::HandedOver
             | State::Stopped(_) => {}
         }
     }
@@ -492,8 +481,14 @@ impl Primary {
                 }
                 self.stop(StopReason::Operator, out);
             }
-            State::Protected | State::Asking(_) | State::Unprotected => out.push(Action::StopGuest),
-            State::Stopped(_) => {}
+            State::Protected | State::Unprotected | State::Transferring | State::Joining { .. } => {
+                out.push(Action::StopGuest);
+            }
+            // The guest stands still.
+            State::HandingOver { .. } => self.stop_requested = true,
+            State::Asking(_) if self.switch.has_handed_over() => self.stop_requested = true,
+            State::Asking(_) => out.push(Action::StopGuest),
+            State::HandedOver | State::Stopped(_) => {}
         }
     }
 
@@ -509,6 +504,21 @@ impl Primary {
         if let State::Claiming(election) | State::Asking(election) = &mut self.state {
             out.extend(election.on_time(now).map(Action::Ask));
         }
+        match self.state {
+            // The next heartbeat is a backup's.
+            State::HandedOver => return,
+            State::HandingOver { until } if now >= until => self.lose_link(now, Suspicion::NotTaken, out),
+            State::Joining { .. } => self.admit_if_left(now, out),
+            State::HandingOver { .. }
+            | State::Waiting
+            | State::Claiming(_)
+            | State::Preparing
+            | State::Protected
+            | State::Asking(_)
+            | State::Unprotected
+            | State::Transferring
+            | State::Stopped(_) => {}
+        }
         if self.link.beat(now, self.settings.heartbeat_ns) {
             let (guest_clock_ns, released) = (self.guest_clock_ns, self.released());
             out.push(Action::Send(Message::Heartbeat { stamp: now, guest_clock_ns, released }));
@@ -522,10 +532,18 @@ impl Primary {
 
     /// When to call [`on`](Self::on) with [`Input::Tick`] at the latest, ns.
     pub fn next_deadline(&self) -> Option<u64> {
-        let asking = match &self.state {
+        let other = match &self.state {
             State::Claiming(election) | State::Asking(election) => election.deadline(),
-            State::Waiting | State::Preparing | State::Protected | State::Unprotected | State::Stopped(_) => None,
+            State::Joining { patience_ends } => *patience_ends,
+            State::HandingOver { until } => Some(*until),
+            State::HandedOver => return None,
+            State::Waiting
+            | State::Preparing
+            | State::Protected
+            | State::Unprotected
+            | State::Transferring
+            | State::Stopped(_) => None,
         };
-        [self.link.deadline(self.settings.timeout_ns), asking].into_iter().flatten().min()
+        [self.link.deadline(self.settings.timeout_ns), other].into_iter().flatten().min()
     }
 }

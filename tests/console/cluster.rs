@@ -3,8 +3,9 @@
 //! stops while its connections stay, like SIGSTOP).
 
 use lockstep::console::hub::{Hub, Protection};
-use lockstep::console::server::{ControlError, ControlHandler, Who, serve};
+use lockstep::console::server::{ControlError, ControlHandler, Pending, Who, serve};
 use lockstep::console::status::{Role, Status};
+use lockstep::console::wire::Command;
 use lockstep::machine::doors::{ConsoleInput, EndReason};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -305,7 +306,7 @@ impl ControlHandler for Owner {
         Status { vm: "vm".into(), host: self.0.clone(), role: Role::Backup, entries: 5, ..Status::default() }
     }
 
-    fn request(&self, _: &Who, _: Command) -> Result<&'static str, ControlError> {
+    fn command(&self, _command: Command, _who: &Who) -> Result<Pending, ControlError> {
         Err(ControlError::NotLive(None))
     }
 }

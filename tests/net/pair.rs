@@ -130,9 +130,8 @@ impl<'a> Pair<'a> {
     #[track_caller]
     pub fn one_lives(&self) -> usize {
         eventually("one lives", || {
-            let lives = [0, 1].map(|side| {
-                self.status(side).is_some_and(|status| matches!(status.state.as_str(), "live" | "unprotected"))
-            });
+            let lives = [0, 1]
+                .map(|side| self.status(side).is_some_and(|status| matches!(status.state.as_str(), "unprotected")));
             assert!(lives != [true, true], "both live");
             lives.iter().position(|&lives| lives)
         })

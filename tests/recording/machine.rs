@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lockstep::backends::world::World;
 use lockstep::doors::live::LiveDoor;
 use lockstep::doors::replay::{ReplayDoor, Tally};
-use lockstep::doors::{Behind, Console};
+use lockstep::doors::{Behind, Console, Disk, NoDisk};
 use lockstep::guest;
 use lockstep::host::file_log::{FileLog, FileSource, Watch};
 use lockstep::host::vcpu_thread::VcpuThread;
@@ -39,7 +39,6 @@ pub fn boot_image(image: Vec<u8>, command_line: &str) -> Boot {
         command_line: command_line.into(),
         boot_time_ns: 1_700_000_000_000_000_000,
         net: None,
-
         disk: None,
         cpuid: cpuid::template(&host),
         image,
@@ -147,8 +146,14 @@ impl Ran {
 
 /// Records a guest into `file`.
 pub fn record(boot: &Boot, file: &Path, how: Recording) -> Ran {
+    record_with(boot, file, how, |_| Arc::new(NoDisk))
+}
+
+/// Records a guest into `file` that has the disk that `disk` makes for this world.
+pub fn record_with(boot: &Boot, file: &Path, how: Recording, disk: impl FnOnce(&Arc<World>) -> Arc<dyn Disk>) -> Ran {
     let mut machine = Machine::new(boot, Tracking::On).expect("a machine");
     let world = World::new(machine.safepoints(), 0, 0);
+    let disk = disk(&world);
     let terminal = Arc::new(Terminal::default());
     let log = FileLog::new(LogWriter::create(file, boot).expect("a log file"));
     let (say, done) = channel();
@@ -156,7 +161,8 @@ pub fn record(boot: &Boot, file: &Path, how: Recording) -> Ran {
         let (world, terminal) = (world.clone(), terminal.clone());
         VcpuThread::spawn(move || {
             let every = how.digest_every.as_nanos() as u64;
-            let mut door = LiveDoor::new(world, Behind::console(terminal), log, every);
+            let behind = Behind { disk, ..Behind::console(terminal) };
+            let mut door = LiveDoor::new(world, behind, log, every);
             let began = Instant::now();
             let end = machine.run(&mut door);
             let took = began.elapsed();
@@ -212,6 +218,11 @@ fn give_up<T: Send + 'static>(world: &World, thread: &VcpuThread<T>) {
 
 /// Replays the log in `file`.
 pub fn replay(file: &Path) -> Ran {
+    replay_with(file, Arc::new(NoDisk))
+}
+
+/// Replays the log in `file`, with a disk that may be asked for what was read.
+pub fn replay_with(file: &Path, disk: Arc<dyn Disk>) -> Ran {
     let reader = LogReader::open(file).expect("a log");
     let mut machine = Machine::new(&reader.boot().clone(), Tracking::On).expect("a machine");
     let watch = Arc::new(Watch::default());
@@ -220,7 +231,8 @@ pub fn replay(file: &Path) -> Ran {
     let thread = {
         let (watch, terminal) = (watch.clone(), terminal.clone());
         VcpuThread::spawn(move || {
-            let mut door = ReplayDoor::new(FileSource::new(reader, watch), Behind::console(terminal));
+            let behind = Behind { disk, ..Behind::console(terminal) };
+            let mut door = ReplayDoor::new(FileSource::new(reader, watch), behind);
             let began = Instant::now();
             let end = machine.run(&mut door);
             let took = began.elapsed();

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test uses its own part of it")]
 #![allow(clippy::disallowed_methods, reason = "tests are the outside world")]
 
+pub mod disk;
 pub mod image;
 pub mod load;
 pub mod machine;

@@ -5,43 +5,19 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lockstep::devices::virtio::net::Nic;
-use lockstep::machine::memory::{self, Memory};
+use lockstep::machine::memory::Memory;
 use lockstep::machine::packets::Packets;
 use proptest::prelude::*;
 use virtio_bindings::bindings::virtio_config::*;
 use virtio_bindings::bindings::virtio_mmio::*;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::script::{SIZE, Step, script};
+use crate::script::{Step, script};
+use crate::virtio::anything::{Place, SIZE, changing, last_changed, put_descriptor, read_all};
 use crate::virtio::*;
 
 /// No call may leave the guest waiting: so many calls must empty any queue.
 const CALLS: usize = 300;
-
-/// Where a queue's registers say that it is. Kept by the test: it knows what it wrote.
-#[derive(Clone, Copy, Default)]
-struct Place {
-    size: u32,
-    parts: [u64; 3],
-}
-
-impl Place {
-    fn descriptors(&self) -> Range<u64> {
-        self.part(0, 16 * u64::from(self.size))
-    }
-
-    fn avail(&self) -> Range<u64> {
-        self.part(1, 6 + 2 * u64::from(self.size))
-    }
-
-    fn used(&self) -> Range<u64> {
-        self.part(2, 6 + 8 * u64::from(self.size))
-    }
-
-    fn part(&self, part: usize, length: u64) -> Range<u64> {
-        self.parts[part]..self.parts[part].saturating_add(length)
-    }
-}
 
 /// How often what was seen, over all scripts: that the promise is not kept for want of trying.
 #[derive(Clone, Debug, Default)]
@@ -165,12 +141,9 @@ impl Run<'_> {
     }
 
     fn put_descriptor(&mut self, table: u64, index: u16, address: u64, length: u32, flags: u16, next: u16) {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&address.to_le_bytes());
-        bytes[8..12].copy_from_slice(&length.to_le_bytes());
-        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&next.to_le_bytes());
-        self.put(table.wrapping_add(16 * u64::from(index)), &bytes);
+        for memory in self.memories {
+            put_descriptor(memory, table, index, address, length, flags, next);
+        }
     }
 
     fn write32(&mut self, register: u32, value: u32) {
@@ -185,7 +158,7 @@ impl Run<'_> {
             run.both(|nic, memory| nic.write(offset, bytes, memory));
         });
         let started = before_start && self.read32(VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_DRIVER_OK != 0;
-        assert!(started || self.last_changed().is_empty(), "a register write writes to memory only at the start");
+        assert!(started || last_changed().is_empty(), "a register write writes to memory only at the start");
         let Ok(value) = <[u8; 4]>::try_from(bytes).map(u32::from_le_bytes) else { return };
         let Ok(register) = u32::try_from(offset) else { return };
         match register {
@@ -194,18 +167,7 @@ impl Run<'_> {
             _ => {}
         }
         let Some(place) = self.places.get_mut(self.selected as usize).filter(|_| !ready) else { return };
-        let low = |part: &mut u64| *part = *part & !0xffff_ffff | u64::from(value);
-        let high = |part: &mut u64| *part = *part & 0xffff_ffff | u64::from(value) << 32;
-        match register {
-            VIRTIO_MMIO_QUEUE_NUM => place.size = value,
-            VIRTIO_MMIO_QUEUE_DESC_LOW => low(&mut place.parts[0]),
-            VIRTIO_MMIO_QUEUE_DESC_HIGH => high(&mut place.parts[0]),
-            VIRTIO_MMIO_QUEUE_AVAIL_LOW => low(&mut place.parts[1]),
-            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => high(&mut place.parts[1]),
-            VIRTIO_MMIO_QUEUE_USED_LOW => low(&mut place.parts[2]),
-            VIRTIO_MMIO_QUEUE_USED_HIGH => high(&mut place.parts[2]),
-            _ => {}
-        }
+        place.set(register, value);
     }
 
     fn start(&mut self, features: u64, queues: &[(u16, u64, u64, u64); 2]) {
@@ -261,12 +223,12 @@ impl Run<'_> {
         for (seed, &length) in lengths.iter().enumerate() {
             packets.push(&packet(seed as u32, length));
         }
-        let named = self.named_to_receive();
+        let named = self.places[RX].named_to_write(self.memories[0]);
         let before = self.nics[0].counters();
         match named {
             Some(allowed) => {
                 self.changing(&allowed, |run| run.both(|nic, memory| nic.receive(memory, &packets)));
-                self.seen.checked_receptions += u64::from(!self.last_changed().is_empty());
+                self.seen.checked_receptions += u64::from(!last_changed().is_empty());
             }
             None => self.both(|nic, memory| nic.receive(memory, &packets)),
         }
@@ -276,75 +238,11 @@ impl Run<'_> {
         self.seen.received += received;
     }
 
-    /// All that the receive queue allows to be written. `None` if that includes what says so: then there is no telling beforehand.
-    fn named_to_receive(&self) -> Option<Vec<Range<u64>>> {
-        let place = self.places[RX];
-        let mut named = vec![place.used()];
-        let mut tables = vec![place.descriptors(), place.avail()];
-        let size = u64::from(place.size).min(256);
-        let mut entries: Vec<u64> = (0..size).map(|i| place.descriptors().start.wrapping_add(16 * i)).collect();
-        let mut at = 0;
-        while at < entries.len() {
-            let mut bytes = [0; 16];
-            if self.memories[0].read_slice(&mut bytes, GuestAddress(entries[at])).is_ok() {
-                let address = u64::from_le_bytes(bytes[..8].try_into().expect("eight"));
-                let length = u32::from_le_bytes(bytes[8..12].try_into().expect("four"));
-                let flags = u16::from_le_bytes(bytes[12..14].try_into().expect("two"));
-                let range = address..address.saturating_add(length.into());
-                if flags & TABLE != 0 && at < size as usize {
-                    entries.extend((0..u64::from(length / 16).min(SIZE / 16)).map(|i| address.wrapping_add(16 * i)));
-                    tables.push(range.clone());
-                }
-                if flags & WRITE != 0 {
-                    named.push(range);
-                }
-            }
-            at += 1;
-        }
-        let meet = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
-        (!named.iter().any(|name| tables.iter().any(|table| meet(name, table)))).then_some(named)
-    }
-
     /// Runs `act`, which may change nothing but the `allowed` addresses, and what it changes is marked.
     fn changing(&mut self, allowed: &[Range<u64>], act: impl FnOnce(&mut Self)) {
-        SCRATCH.with_borrow_mut(|(before, _)| read_all(self.memories[0], before));
-        memory::take_written(self.memories[0]);
-        act(self);
-        let marked = memory::take_written(self.memories[0]);
-        SCRATCH.with_borrow_mut(|(before, after)| {
-            read_all(self.memories[0], after);
-            if before == after {
-                return;
-            }
-            for (address, _) in before.iter().zip(&*after).enumerate().filter(|(_, (before, after))| before != after) {
-                assert!(
-                    allowed.iter().any(|range| range.contains(&(address as u64))),
-                    "{address:#x} is not the card's to write"
-                );
-                assert!(marked[0] >> (address >> 12) & 1 == 1, "{address:#x} was written and is not marked");
-            }
-        });
+        let memory = self.memories[0];
+        changing(memory, allowed, || act(self));
     }
-
-    /// Whether the last [`changing`](Self::changing) changed anything: the addresses.
-    fn last_changed(&self) -> Vec<usize> {
-        SCRATCH.with_borrow(|(before, after)| {
-            if before == after {
-                return Vec::new();
-            }
-            (0..before.len()).filter(|&address| before[address] != after[address]).collect()
-        })
-    }
-}
-
-thread_local! {
-    /// Memory before and after a step.
-    static SCRATCH: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-}
-
-fn read_all(memory: &Memory, bytes: &mut Vec<u8>) {
-    bytes.resize(SIZE as usize, 0);
-    memory.read_slice(bytes, GuestAddress(0)).expect("all of memory");
 }
 
 /// Runs a script in zeroed memories.

@@ -1,10 +1,15 @@
-//! A guest's side of the network card, in guest memory and through its registers: an honest driver, with hands free to misbehave.
+//! A guest's side of a virtio device, in guest memory and through its registers: an honest driver, with hands free to misbehave. Here what all
+//! devices have in common, and the network card; the disk is in `disk.rs`.
 
 #![allow(dead_code, reason = "each test uses a part")]
+
+pub mod anything;
+pub mod disk;
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
+use lockstep::devices::virtio::Device;
 use lockstep::devices::virtio::net::Nic;
 use lockstep::machine::memory::Memory;
 use lockstep::machine::packets::{HEADER, Packets};
@@ -71,21 +76,17 @@ impl Queue {
     }
 }
 
-/// A card and its driver.
-pub struct Driver {
+/// A device of `QUEUES` queues and its driver.
+pub struct Driver<D = Nic, const QUEUES: usize = 2> {
     pub memory: Memory,
-    pub nic: Nic,
-    pub queues: [Queue; 2],
+    pub device: D,
+    pub queues: [Queue; QUEUES],
 }
 
 impl Driver {
     /// A driver that has done nothing yet, with queues of `size` entries in the first 8 pages from 64 KiB.
     pub fn new(config: NicConfig, size: u16) -> Self {
-        Driver {
-            memory: Memory::from_ranges(&[(GuestAddress(0), 4 << 20)]).expect("memory"),
-            nic: Nic::new(config),
-            queues: [Queue::at(0x1_0000, size), Queue::at(0x1_4000, size)],
-        }
+        Driver::of(Nic::new(config), size)
     }
 
     /// A driver that has agreed on `features` and started, without receive buffers yet.
@@ -95,14 +96,49 @@ impl Driver {
         driver
     }
 
+    /// Makes a chain of `buffers` (address, length) available; gives its head.
+    pub fn offer(&mut self, queue: usize, buffers: &[(u64, u32)]) -> u16 {
+        let flags = if queue == RX { WRITE } else { 0 };
+        self.offer_chain(queue, buffers.iter().map(|&(address, length)| (address, length, flags)))
+    }
+
+    /// All that the card sends now.
+    pub fn transmit(&mut self) -> Vec<Vec<u8>> {
+        let mut sent = Vec::new();
+        let mut packets = Packets::new();
+        loop {
+            packets.clear();
+            self.device.transmit(&self.memory, &mut packets);
+            if packets.is_empty() {
+                return sent;
+            }
+            sent.extend(packets.iter().map(<[u8]>::to_vec));
+        }
+    }
+
+    pub fn receive(&mut self, packets: &[Vec<u8>]) {
+        self.device.receive(&self.memory, &batch(packets));
+    }
+}
+
+impl<D: Device, const QUEUES: usize> Driver<D, QUEUES> {
+    /// A driver that has done nothing yet, with queues of `size` entries, each in 4 pages, from 64 KiB on.
+    pub fn of(device: D, size: u16) -> Self {
+        Driver {
+            memory: Memory::from_ranges(&[(GuestAddress(0), 4 << 20)]).expect("memory"),
+            device,
+            queues: std::array::from_fn(|i| Queue::at(0x1_0000 + 0x4000 * i as u64, size)),
+        }
+    }
+
     pub fn read32(&mut self, register: u32) -> u32 {
         let mut data = [0xaa; 4];
-        self.nic.read(register.into(), &mut data);
+        self.device.read(register.into(), &mut data);
         u32::from_le_bytes(data)
     }
 
     pub fn write32(&mut self, register: u32, value: u32) -> bool {
-        self.nic.write(register.into(), &value.to_le_bytes(), &self.memory)
+        self.device.write(register.into(), &value.to_le_bytes(), &self.memory)
     }
 
     pub fn status(&mut self) -> u32 {
@@ -161,7 +197,7 @@ impl Driver {
     pub fn start(&mut self, features: u64) {
         self.reset();
         assert!(self.negotiate(features));
-        for index in [RX, TX] {
+        for index in 0..QUEUES {
             self.set_up_queue(index);
             assert_eq!(self.read32(VIRTIO_MMIO_QUEUE_READY), 1);
         }
@@ -190,13 +226,13 @@ impl Driver {
         self.memory.write_slice(&bytes, GuestAddress(table + 16 * u64::from(index))).expect("in memory");
     }
 
-    /// Makes a chain of `buffers` (address, length) available; gives its head.
-    pub fn offer(&mut self, queue: usize, buffers: &[(u64, u32)]) -> u16 {
+    /// Makes a chain of `buffers` (address, length, flags but for those that link them) available; gives its head.
+    pub fn offer_chain(&mut self, queue: usize, buffers: impl ExactSizeIterator<Item = (u64, u32, u16)>) -> u16 {
         let chain: Vec<u16> = self.queues[queue].free.drain(..buffers.len()).collect();
         let table = self.queues[queue].descriptors;
-        for (i, &(address, length)) in buffers.iter().enumerate() {
+        for (i, (address, length, flags)) in buffers.enumerate() {
             let next = chain.get(i + 1);
-            let flags = if queue == RX { WRITE } else { 0 } | next.map_or(0, |_| NEXT);
+            let flags = flags | next.map_or(0, |_| NEXT);
             self.put_descriptor(table, chain[i], address, length, flags, next.copied().unwrap_or(0));
         }
         self.make_available(queue, chain[0]);
@@ -252,24 +288,6 @@ impl Driver {
 
     pub fn put_bytes(&self, address: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(address)).expect("in memory");
-    }
-
-    /// All that the card sends now.
-    pub fn transmit(&mut self) -> Vec<Vec<u8>> {
-        let mut sent = Vec::new();
-        let mut packets = Packets::new();
-        loop {
-            packets.clear();
-            self.nic.transmit(&self.memory, &mut packets);
-            if packets.is_empty() {
-                return sent;
-            }
-            sent.extend(packets.iter().map(<[u8]>::to_vec));
-        }
-    }
-
-    pub fn receive(&mut self, packets: &[Vec<u8>]) {
-        self.nic.receive(&self.memory, &batch(packets));
     }
 }
 

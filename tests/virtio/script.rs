@@ -3,10 +3,8 @@
 use proptest::prelude::*;
 use virtio_bindings::bindings::virtio_mmio::*;
 
+use crate::virtio::anything::*;
 use crate::virtio::*;
-
-/// Bytes of the guest's memory. Few, so that much can be tried; and rings and buffers meet.
-pub const SIZE: u64 = 32 << 10;
 
 /// What the guest does, or the world.
 #[derive(Clone, Debug)]
@@ -58,29 +56,6 @@ pub enum Step {
     Transfer,
 }
 
-fn address() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        12 => (0..SIZE / 16).prop_map(|n| n * 16),
-        2 => 0..SIZE,
-        2 => SIZE - 2100..SIZE + 20,
-        1 => (0u64..1 << 20).prop_map(|n| u64::MAX - n),
-        1 => any::<u64>(),
-    ]
-}
-
-fn length() -> impl Strategy<Value = u32> {
-    prop_oneof![8 => 1u32..1600, 2 => 0u32..40, 1 => (0u32..10).prop_map(|n| n * 16), 1 => any::<u32>()]
-}
-
-fn queue_place() -> impl Strategy<Value = (u16, u64, u64, u64)> {
-    let size =
-        prop_oneof![8 => (0u32..5).prop_map(|n| 1 << n), 1 => (5u32..10).prop_map(|n| 1 << n), 1 => any::<u16>()];
-    let page = || (1..SIZE / 256).prop_map(|n| n * 256);
-    let apart = (0..SIZE / 2048 - 1).prop_map(|n| (n * 2048, n * 2048 + 1024, n * 2048 + 1536));
-    let place = prop_oneof![8 => apart, 2 => (page(), page(), page()), 1 => (address(), address(), address())];
-    (size, place).prop_map(|(size, (descriptors, avail, used))| (size, descriptors, avail, used))
-}
-
 fn step() -> impl Strategy<Value = Step> {
     let flags =
         |write: u16| prop_oneof![6 => Just(write), 3 => Just(write | NEXT), 1 => Just(TABLE), 1 => any::<u16>()];
@@ -109,8 +84,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (register.clone(), value).prop_map(|(offset, value)| Step::Write { offset, bytes: value.to_le_bytes().to_vec() }),
         1 => (register.clone(), prop::collection::vec(any::<u8>(), 1..9))
             .prop_map(|(offset, bytes)| Step::Write { offset, bytes }),
-        1 => written(VIRTIO_MMIO_QUEUE_NOTIFY, vec![0, 1, 1, 1, 2]),
-        1 => written(VIRTIO_MMIO_STATUS, vec![0, 3, 11, 15, 0x40, 0x80]),
+        1 => written(VIRTIO_MMIO_QUEUE_NOTIFY, vec![0, 1, 1, 1, 2]).prop_map(|(offset, bytes)| Step::Write { offset, bytes }),
+        1 => written(VIRTIO_MMIO_STATUS, vec![0, 3, 11, 15, 0x40, 0x80]).prop_map(|(offset, bytes)| Step::Write { offset, bytes }),
         1 => (register, 1usize..9).prop_map(|(offset, length)| Step::Read { offset, length }),
         14 => chain,
         4 => descriptor.prop_map(|(queue, index, address, length, flags, next)| {
@@ -122,11 +97,6 @@ fn step() -> impl Strategy<Value = Step> {
         4 => prop::collection::vec(packet, 1..5).prop_map(|packets| Step::Receive { packets }),
         1 => Just(Step::Transfer),
     ]
-}
-
-fn written(register: u32, values: Vec<u32>) -> impl Strategy<Value = Step> {
-    prop::sample::select(values)
-        .prop_map(move |value| Step::Write { offset: register.into(), bytes: value.to_le_bytes().to_vec() })
 }
 
 /// A script that begins with a start, which mostly works.

@@ -6,6 +6,7 @@ extern crate alloc;
 
 mod compute;
 mod crash;
+mod disk;
 mod echo;
 mod http;
 mod idle;
@@ -26,7 +27,7 @@ app!(main);
 type App = fn(&Args) -> u8;
 
 /// The applications by name. The root crate's `src/guest.rs` describes them in the same order, which a test checks.
-const APPS: [(&str, App); 18] = [
+const APPS: [(&str, App); 19] = [
     ("shell", shell::main),
     ("mix", mix::main),
     ("compute", compute::main),
@@ -37,6 +38,7 @@ const APPS: [(&str, App); 18] = [
     ("http", http::main),
     ("stream", stream::main),
     ("kv", kv::main),
+    ("disk", disk::main),
     ("probe-crash", probe::crash),
     ("probe-irqoff", probe::irqoff),
     ("probe-unclaimed", probe::unclaimed),

@@ -6,6 +6,7 @@
 //! | [`Store`] | the one database that the connections share |
 //! | `resp`, `reply` | the protocol, both ways |
 //! | `command` | the commands, by kind |
+//! | `journal` | what persists: the commands that changed data, and carrying them out again ([`Replay`]) |
 //! | `table`, `list`, `zset`, `value` | what a key can hold |
 //!
 //! What the store does depends on nothing but its settings, its calls and the times they name: hashes are seeded by
@@ -14,7 +15,8 @@
 //!
 //! Commands, replies and errors are those of Redis 7.0, which the tests ask the same questions. What differs:
 //! - RESP2 only (`HELLO 3` is refused), one database, no password.
-//! - No blocking commands, publish/subscribe, scripts, streams, bit fields, geography; nothing is saved, nothing evicted.
+//! - No blocking commands, publish/subscribe, scripts, streams, bit fields, geography; nothing evicted. Persistence is an append-only log that somebody else writes
+//!   ([`Store::take_journal`]).
 //! - `INCRBYFLOAT` is exact where both numbers are plain decimals; scores have the shortest text that reads back as
 //!   the same number (as Redis has them since 7.2).
 //! - Scans of small collections keep to `COUNT`, too; `OBJECT ENCODING` names what Redis has for large ones.
@@ -28,6 +30,7 @@ mod client;
 mod command;
 mod connection;
 mod glob;
+mod journal;
 mod list;
 mod refusal;
 mod reply;
@@ -39,6 +42,7 @@ mod zset;
 
 pub use client::Next;
 pub use connection::{Connection, Served};
+pub use journal::{JournalTrouble, Replay, ReplayError};
 pub use store::Store;
 
 /// What a store is built with.

@@ -95,6 +95,16 @@ pub(crate) enum Refusal {
     NotInMulti,
     #[error("OOM command not allowed when used memory > 'maxmemory'.")]
     OutOfMemory,
+    #[error("MISCONF Errors writing to the AOF file: No space left on device")]
+    LogFull,
+    #[error("MISCONF Errors writing to the AOF file: Input/output error")]
+    LogFailed,
+    #[error(
+        "EXECABORT Transaction discarded because of: MISCONF Errors writing to the AOF file: No space left on device"
+    )]
+    ExecLogFull,
+    #[error("EXECABORT Transaction discarded because of: MISCONF Errors writing to the AOF file: Input/output error")]
+    ExecLogFailed,
     #[error("NOPROTO unsupported protocol version")]
     Protocol,
     #[error("ERR Protocol version is not an integer or out of range")]

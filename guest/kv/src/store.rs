@@ -12,6 +12,7 @@ use crate::Settings;
 use crate::bytes::Bytes;
 use crate::client::ClientInfo;
 use crate::command::Names;
+use crate::journal::Journal;
 use crate::refusal::Refusal;
 use crate::table::{Entry, Hash, Seed, Table};
 use crate::value::{Kind, Value, free_table};
@@ -59,6 +60,8 @@ pub struct Store {
     pub(crate) clients: BTreeMap<u64, ClientInfo>,
     pub(crate) next_client: u64,
     pub(crate) kills: u64,
+    /// Where changes are noted, if they are.
+    pub(crate) journal: Option<Box<Journal>>,
     /// When the first connection was opened.
     pub(crate) started_ms: Option<u64>,
     keys: Table<Slot>,
@@ -87,6 +90,7 @@ impl Store {
             clients: BTreeMap::new(),
             next_client: 1,
             kills: 0,
+            journal: None,
             started_ms: None,
             keys: Table::default(),
             due: Vec::new(),
@@ -97,6 +101,11 @@ impl Store {
             random: settings.seed,
             settings,
         }
+    }
+
+    /// A number that is another one after every change.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     pub(crate) fn poll(&self) {

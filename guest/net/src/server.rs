@@ -111,8 +111,9 @@ impl<S: Service> Server<S> {
                 let all_listen = self.rearm(&mut net.sockets);
                 net.accept(all_listen);
             }
+            self.service.served();
             net.put_out();
-            net.rest(seen);
+            net.rest(seen, || self.service.before_sleep());
         }
     }
 
@@ -244,8 +245,9 @@ fn converse<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket:
     loop {
         safepoint();
         let taken = feed(service, open, socket);
+        open.output.release(service.released());
         let sent = drain(&mut open.output, socket);
-        if open.output.is_closing() && open.output.waiting().is_empty() {
+        if open.output.is_closing() && open.output.pending_bytes() == 0 {
             return true;
         }
         if !taken && !sent {
@@ -261,7 +263,7 @@ fn feed<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket: &mu
     if stops(output) {
         return false;
     }
-    let before = output.waiting().len();
+    let before = output.pending_bytes();
     let mut taken = 0;
     if input.is_empty() && socket.can_recv() {
         // As a rule whole messages, straight out of the socket's buffer.
@@ -310,7 +312,7 @@ fn feed<S: Service>(service: &mut S, open: &mut Open<S::Connection>, socket: &mu
     if !stops(output) {
         service.fill(connection, output);
     }
-    taken > 0 || output.waiting().len() != before
+    taken > 0 || output.pending_bytes() != before
 }
 
 /// Moves what the service has said into the socket. Whether that changed anything.

@@ -144,10 +144,11 @@ impl Net {
         }
     }
 
-    /// The end of a turn: returns when there may be something to do. `seen` is the number of interrupts at the turn's start.
-    pub(crate) fn rest(&mut self, seen: u64) {
+    /// The end of a turn: returns when there may be something to do. `seen` is the number of interrupts at the turn's start; `busy` says whether there is
+    /// something to do beside the network.
+    pub(crate) fn rest(&mut self, seen: u64, busy: impl FnOnce() -> bool) {
         console::flush();
-        if self.nic.receiver.has_frame() { self.nic.sync() } else { self.nic.idle(seen) }
+        if busy() || self.nic.receiver.has_frame() { self.nic.sync() } else { self.nic.idle(seen) }
     }
 
     pub(crate) fn interrupts() -> u64 {

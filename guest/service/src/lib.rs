@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 /// A service on one or more TCP ports, with any number of connections.
@@ -35,6 +36,20 @@ pub trait Service {
 
     /// Called at each turn of the server's loop, after at most one tick of the timer.
     fn turn(&mut self, _now: Now) {}
+
+    /// Called at each turn when every connection has been served: the time to begin what all of them together have made necessary.
+    fn served(&mut self) {}
+
+    /// Called before the server sleeps. Whether there is something to do already, and it shall not; if not, whatever there will be to do must end
+    /// the sleep. No event reaches the guest between this and the sleep.
+    fn before_sleep(&mut self) -> bool {
+        false
+    }
+
+    /// What was [held](Output::hold) for this ticket or one below may leave.
+    fn released(&self) -> u64 {
+        u64::MAX
+    }
 }
 
 /// The time, as a service may know it without any cost.
@@ -51,6 +66,10 @@ pub struct Output {
     /// What is before this has been taken.
     start: usize,
     closing: bool,
+    /// Where something ends that waits for a ticket, in order: its end in `bytes`, and the ticket.
+    held: VecDeque<(usize, u64)>,
+    /// What is behind this may not leave yet.
+    free: usize,
 }
 
 impl Output {
@@ -64,7 +83,7 @@ impl Output {
 
     /// Bytes until it is full.
     pub fn room(&self) -> usize {
-        Self::FULL.saturating_sub(self.waiting().len())
+        Self::FULL.saturating_sub(self.pending_bytes())
     }
 
     /// Says this.
@@ -72,10 +91,40 @@ impl Output {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// What has been said since the last call shall not leave before the ticket is [released](Self::release), and so not what is said later. Tickets do
+    /// not go down.
+    pub fn hold(&mut self, ticket: u64) {
+        let begin = self.held.back().map_or(self.free.max(self.start), |&(end, _)| end);
+        if begin == self.bytes.len() {
+            return;
+        }
+        if self.held.is_empty() {
+            self.free = begin;
+        }
+        match self.held.back_mut() {
+            Some((end, last)) if *last == ticket => *end = self.bytes.len(),
+            _ => self.held.push_back((self.bytes.len(), ticket)),
+        }
+    }
+
+    /// What waits for this ticket or one below may leave.
+    pub fn release(&mut self, ticket: u64) {
+        while let Some(&(end, waits_for)) = self.held.front()
+            && waits_for <= ticket
+        {
+            self.free = end;
+            self.held.pop_front();
+        }
+    }
+
+    /// Bytes that have not been taken yet, held or not.
+    pub fn pending_bytes(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
     /// What has not been taken yet, for whoever appends in other ways than [`write`](Self::write).
     pub fn buffer(&mut self) -> &mut Vec<u8> {
-        self.bytes.drain(..self.start);
-        self.start = 0;
+        self.forget_taken();
         &mut self.bytes
     }
 
@@ -89,9 +138,18 @@ impl Output {
         self.closing
     }
 
-    /// What has not been taken yet.
+    /// What has not been taken yet and may leave.
     pub fn waiting(&self) -> &[u8] {
-        &self.bytes[self.start..]
+        let end = if self.held.is_empty() { self.bytes.len() } else { self.free };
+        &self.bytes[self.start..end.max(self.start)]
+    }
+
+    /// Takes what has been taken out of the buffer.
+    fn forget_taken(&mut self) {
+        self.bytes.drain(..self.start);
+        self.free = self.free.saturating_sub(self.start);
+        self.held.iter_mut().for_each(|(end, _)| *end -= self.start);
+        self.start = 0;
     }
 
     /// The connection has taken this many bytes.
@@ -99,12 +157,12 @@ impl Output {
         self.start += bytes;
         if self.start == self.bytes.len() {
             self.start = 0;
+            self.free = 0;
             self.bytes.clear();
             // A single long answer shall not hold its memory for ever.
             self.bytes.shrink_to(2 * Self::FULL);
         } else if self.start > Self::FULL {
-            self.bytes.drain(..self.start);
-            self.start = 0;
+            self.forget_taken();
         }
     }
 }
@@ -121,6 +179,52 @@ mod tests {
     use super::*;
 
     /// Whatever the sizes of what is said and taken, it comes out whole and in order, and its memory does not grow for ever.
+    /// Nothing leaves before its ticket is released, all leaves afterwards, and what was never held and is not behind such leaves at once.
+    #[test]
+    fn what_is_held_leaves_when_its_ticket_is_released() {
+        let mut output = Output::default();
+        // What was said, with the ticket that it waits for; how many have been taken.
+        let (mut said, mut taken, mut released, mut ticket) = (Vec::new(), 0, 0, 0);
+        let mut random = 1_u64;
+        let mut below = |bound: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % bound
+        };
+        for step in 0..20_000_u64 {
+            match below(5) {
+                0 | 1 => {
+                    let bytes: Vec<u8> = (0..below(300)).map(|at| (step + at) as u8).collect();
+                    output.buffer().extend_from_slice(&bytes);
+                    ticket += below(2);
+                    let held = below(3) > 0;
+                    if held {
+                        output.hold(ticket);
+                    }
+                    said.extend(bytes.iter().map(|&byte| (byte, None)));
+                    if held {
+                        // What was said before without being held is held with it.
+                        for (_, waits_for) in said[taken..].iter_mut().rev().take_while(|(_, held)| held.is_none()) {
+                            *waits_for = Some(ticket);
+                        }
+                    }
+                }
+                2 => released = (released + below(3)).min(ticket),
+                3 => output.release(released),
+                _ => {}
+            }
+            output.release(released);
+            let most = said[taken..].iter().take_while(|(_, held)| held.is_none_or(|held| held <= released)).count();
+            assert_eq!(output.pending_bytes(), said.len() - taken, "step {step}");
+            let waiting = output.waiting();
+            assert_eq!(waiting.len(), most, "step {step}");
+            assert!(waiting.iter().zip(&said[taken..]).all(|(byte, (said, _))| byte == said), "step {step}");
+            let take = most.min(below(400) as usize);
+            output.taken(take);
+            taken += take;
+        }
+        assert!(taken > 100_000);
+    }
+
     #[test]
     fn output_comes_out_as_it_was_said() {
         let mut output = Output::default();

@@ -1,5 +1,5 @@
-//! The driver's end of a virtio queue (virtio 1.2, section 2.7, "split virtqueues"): buffers of one descriptor each, event
-//! index, no I/O. And [`net_header`], what stands before each frame of a network card.
+//! The driver's end of a virtio queue (virtio 1.2, section 2.7, "split virtqueues"): buffers of one descriptor each or chains, event
+//! index, no I/O. On it, [`block`], the requests of a disk; and [`net_header`], what stands before each frame of a network card.
 //!
 //! Nothing here touches a device register: a driver offers any number of buffers and then asks once whether the device
 //! [wants to be told](Queue::must_notify). Where the device looks at its queues anyway, it need not ask at all. In the same way
@@ -13,10 +13,13 @@ use alloc::boxed::Box;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, fence};
 
+pub mod block;
 pub mod net_header;
 #[cfg(test)]
 mod tests;
 
+/// The chain goes on.
+const NEXT: u16 = 1;
 /// The device writes into the buffer.
 const WRITE: u16 = 2;
 /// In a ring's flags, where there is no event index: the other side need not tell.
@@ -89,6 +92,17 @@ pub struct Queue<const N: usize> {
     taken: u16,
 }
 
+/// One buffer of a chain.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// Where it lies.
+    pub address: u64,
+    /// How long it is.
+    pub length: u32,
+    /// Whether the device writes it, or else reads it. What it reads comes first (section 2.7.4.2).
+    pub device_writes: bool,
+}
+
 /// Guest-physical addresses of a queue's three parts.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
@@ -132,7 +146,7 @@ impl<const N: usize> Queue<N> {
         }
     }
 
-    /// Buffers that the device has.
+    /// Buffers (or chains) that the device has.
     pub fn outstanding(&self) -> u16 {
         self.offered.wrapping_sub(self.taken)
     }
@@ -143,11 +157,26 @@ impl<const N: usize> Queue<N> {
     /// The driver has this buffer (it was never offered, or taken since), and the memory is used for nothing else until
     /// [`take`](Self::take) gives it back.
     pub unsafe fn offer(&mut self, buffer: u16, address: u64, length: u32, device_writes: bool) {
-        let descriptor = &self.shared.descriptors[usize::from(buffer)];
-        descriptor.address.store(address, Relaxed);
-        descriptor.length.store(length, Relaxed);
-        descriptor.flags.store(if device_writes { WRITE } else { 0 }, Relaxed);
-        self.shared.available.ring[usize::from(self.offered) % N].store(buffer, Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { self.offer_chain(buffer, &[Part { address, length, device_writes }]) }
+    }
+
+    /// Offers a chain of buffers, never none, in the descriptors from number `first` on. It comes back as `first`.
+    ///
+    /// # Safety
+    /// The driver has these descriptors, and the memory is used for nothing else until [`take`](Self::take) gives `first` back.
+    pub unsafe fn offer_chain(&mut self, first: u16, parts: &[Part]) {
+        assert!(!parts.is_empty());
+        let descriptors = &self.shared.descriptors[usize::from(first)..][..parts.len()];
+        for (number, (descriptor, part)) in descriptors.iter().zip(parts).enumerate() {
+            let is_last = number + 1 == parts.len();
+            let write = if part.device_writes { WRITE } else { 0 };
+            descriptor.address.store(part.address, Relaxed);
+            descriptor.length.store(part.length, Relaxed);
+            descriptor.flags.store(if is_last { write } else { write | NEXT }, Relaxed);
+            descriptor.next.store(if is_last { 0 } else { first + number as u16 + 1 }, Relaxed);
+        }
+        self.shared.available.ring[usize::from(self.offered) % N].store(first, Relaxed);
         self.offered = self.offered.wrapping_add(1);
         self.shared.available.index.store(self.offered, Release);
     }

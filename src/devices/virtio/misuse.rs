@@ -33,9 +33,15 @@ pub enum Misuse {
     /// A buffer that is empty or does not lie in memory.
     #[error("a buffer is empty or not in memory")]
     Buffer,
-    /// A buffer to be written in the transmit queue, or one to be read in the receive queue.
+    /// A buffer to be written in the transmit queue, one to be read in the receive queue, or one to be read behind one to be written.
     #[error("a buffer is for the other direction")]
     Direction,
+    /// A disk request that has no whole header, or no place for its status.
+    #[error("a disk request has no whole header or no byte for its status")]
+    Request,
+    /// A chain that the device still has was made available again.
+    #[error("a chain was made available that the device has not given back")]
+    InFlight,
 }
 
 /// A state that no device can be in.
@@ -50,4 +56,7 @@ pub enum StateError {
     /// A ready queue that cannot be one.
     #[error("the state of a device has a queue that cannot be: {0}")]
     Queue(Misuse),
+    /// A request in flight that cannot be; its number.
+    #[error("the state of a disk has a request in flight that cannot be: {0}")]
+    InFlight(u64),
 }

@@ -10,12 +10,12 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_S_LINK_UP,
 };
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::{Address, Bytes};
 
+use super::buffers::{self, Buffer};
 use super::misuse::{Misuse, StateError};
 use super::mmio::{Identity, Request, Transport, TransportState};
 use super::reach::Reach;
-use super::ring::{Buffer, Direction, MAX_SIZE};
+use super::ring::{Direction, MAX_SIZE};
 use crate::machine::memory::Memory;
 use crate::machine::packets::{HEADER, Offloads, Packets};
 use crate::machine::snapshot::NicConfig;
@@ -198,7 +198,7 @@ impl Nic {
             } else {
                 self.counters.send_dropped += 1;
             }
-            ring.complete(memory, chain, 0)?;
+            ring.complete(memory, chain.head, 0)?;
             taken = true;
         }
         if !taken {
@@ -220,8 +220,8 @@ impl Nic {
                 ring.put_back();
                 continue;
             }
-            scatter(memory, &self.buffers, [&header, &packet[HEADER..]])?;
-            ring.complete(memory, chain, packet.len())?;
+            buffers::scatter(memory, &self.buffers, &[&header, &packet[HEADER..]])?;
+            ring.complete(memory, chain.head, packet.len())?;
             self.counters.received += 1;
         }
         if self.counters.received == before {
@@ -308,27 +308,9 @@ fn clean_header(packet: &mut [u8], features: u64) {
 /// Appends the contents of `buffers`, a whole packet, to `bytes`. False: memory was not there.
 fn gather(memory: &Reach, buffers: &[Buffer], bytes: &mut Vec<u8>, features: u64) -> bool {
     let start = bytes.len();
-    let read = buffers.iter().all(|buffer| memory.write_all_volatile_to(buffer.address, bytes, buffer.length).is_ok());
+    let read = buffers::gather(memory, buffers, bytes).is_ok();
     if read {
         clean_header(&mut bytes[start..], features);
     }
     read
-}
-
-/// Writes `parts`, one after the other, to `buffers`, which are long enough.
-fn scatter(memory: &Reach, buffers: &[Buffer], parts: [&[u8]; 2]) -> Result<(), Misuse> {
-    let mut buffers = buffers.iter();
-    let mut at = *buffers.next().ok_or(Misuse::Chain)?;
-    for mut part in parts {
-        while !part.is_empty() {
-            if at.length == 0 {
-                at = *buffers.next().ok_or(Misuse::Chain)?;
-            }
-            let (now, later) = part.split_at(part.len().min(at.length));
-            memory.write_slice(now, at.address).map_err(|_| Misuse::Buffer)?;
-            at = Buffer { address: at.address.unchecked_add(now.len() as u64), length: at.length - now.len() };
-            part = later;
-        }
-    }
-    Ok(())
 }

@@ -10,6 +10,7 @@ use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::buffers::Buffer;
 use super::misuse::Misuse;
 use super::reach::Reach;
 
@@ -53,23 +54,19 @@ pub enum Direction {
     FromDriver,
     /// The device.
     ToDriver,
-}
-
-/// A piece of guest memory, which is known to be there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Where.
-    pub address: GuestAddress,
-    /// Bytes; at least one.
-    pub length: usize,
+    /// First come those that the device reads, if any, and behind them those that it writes.
+    Both,
 }
 
 /// A chain that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain {
-    head: u16,
+    /// Its first descriptor: what it is given back by.
+    pub head: u16,
     /// Bytes of all its buffers.
     pub length: usize,
+    /// How many of its buffers, the first ones, are for the device to read.
+    pub readable: usize,
 }
 
 /// A queue of a device.
@@ -142,7 +139,7 @@ impl Ring {
         let Some(queue) = &mut self.queue else { return Ok(None) };
         let Some(chain) = queue.iter(memory).map_err(|_| Misuse::AvailableIndex)?.next() else { return Ok(None) };
         let head = chain.head_index();
-        let mut length = 0;
+        let (mut length, mut readable) = (0, 0);
         // The iterator ends at a fault as it does at the end of the chain; only the last descriptor tells which it was.
         let mut whole = false;
         buffers.clear();
@@ -150,18 +147,26 @@ impl Ring {
             if buffers.len() == usize::from(MAX_SIZE) {
                 return Err(Misuse::Chain);
             }
-            if descriptor.is_write_only() != (direction == Direction::ToDriver) {
+            let written = descriptor.is_write_only();
+            let allowed = match direction {
+                Direction::FromDriver => !written,
+                Direction::ToDriver => written,
+                Direction::Both => written || readable == buffers.len(),
+            };
+            if !allowed {
                 return Err(Misuse::Direction);
             }
-            let buffer = Buffer { address: descriptor.addr(), length: descriptor.len() as usize };
-            if buffer.length == 0 || memory.slice(buffer.address, buffer.length).is_err() {
+            let (address, bytes) = (descriptor.addr(), descriptor.len() as usize);
+            if bytes == 0 || memory.slice(address, bytes).is_err() {
                 return Err(Misuse::Buffer);
             }
+            let buffer = Buffer { address: address.0, length: bytes };
             buffers.push(buffer);
+            readable += usize::from(!written);
             length += buffer.length;
             whole = !descriptor.has_next();
         }
-        if whole { Ok(Some(Chain { head, length })) } else { Err(Misuse::Chain) }
+        if whole { Ok(Some(Chain { head, length, readable })) } else { Err(Misuse::Chain) }
     }
 
     /// The chain taken last is still to be done.
@@ -171,10 +176,10 @@ impl Ring {
         }
     }
 
-    /// Gives a chain back, with `written` bytes in its buffers.
-    pub fn complete(&mut self, memory: &Reach, chain: Chain, written: usize) -> Result<(), Misuse> {
+    /// Gives the chain that begins at `head` back, with `written` bytes in its buffers.
+    pub fn complete(&mut self, memory: &Reach, head: u16, written: usize) -> Result<(), Misuse> {
         match &mut self.queue {
-            Some(queue) => queue.add_used(memory, chain.head, written as u32).map_err(|_| Misuse::RingPlace),
+            Some(queue) => queue.add_used(memory, head, written as u32).map_err(|_| Misuse::RingPlace),
             None => Ok(()),
         }
     }

@@ -3,6 +3,8 @@
 mod on_the_backup;
 mod on_the_primary;
 mod on_the_wire;
+mod switching;
+mod taking_a_backup;
 
 use super::backup::{self, Backup};
 use super::election::{Answer, Question};

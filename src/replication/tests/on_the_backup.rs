@@ -40,7 +40,7 @@ fn ready() -> Backup {
 
 fn following() -> Backup {
     let mut backup = ready();
-    assert_eq!(on(&mut backup, 0, Input::Received(Message::Welcome { generation: 1 })), []);
+    assert_eq!(on(&mut backup, 0, Input::Received(Message::Welcome { generation: 1 })), [acked(0, 0, 0, 0)]);
     assert_eq!(backup.state(), &State::Following);
     backup
 }
@@ -87,11 +87,16 @@ fn it_goes_live_when_it_has_won_and_replayed() {
     on(&mut backup, 1, entries(0, 3, 70));
     assert_eq!(on(&mut backup, 2, Input::Disconnected), [Suspect(Suspicion::Closed), Ask(CLAIM_2)]);
     assert_eq!(on(&mut backup, 2, entries(3, 1, 90)), [], "too late: acknowledged is what counts");
-    assert_eq!(on(&mut backup, 3, Input::Arbiter(Answer::Won)), [GoLive { generation: 2, entries: 3 }]);
+    assert_eq!(on(&mut backup, 3, Input::Arbiter(Answer::Won)), [GoLive { generation: 2, entries: 3, alone: true }]);
     assert_eq!(on(&mut backup, 4, Input::Executed { entries: 3, stamp: 70 }), []);
-    assert_eq!(on(&mut backup, 4, Input::WentLive), [Release { below: u64::MAX }]);
+    assert_eq!(on(&mut backup, 4, Input::WentLive), [BecomePrimary]);
     assert_eq!((backup.state(), backup.generation(), backup.received()), (&State::Live, 2, 3));
-    assert_eq!(on(&mut backup, 5, Input::GuestEnded), [Stop(StopReason::Ended)]);
+    let (mut survivor, mut out) = (Primary::from_backup(backup), Vec::new());
+    survivor.on(4 * MS, primary::Input::Start, &mut out);
+    let all = [primary::Action::Lease { until_ns: u64::MAX }, primary::Action::Release { below: u64::MAX }];
+    assert_eq!(out, all);
+    assert_eq!((survivor.state(), survivor.generation()), (&primary::State::Unprotected, 2));
+    assert_eq!((survivor.appended(), survivor.next_deadline()), (3, None));
 }
 
 #[test]
@@ -163,8 +168,10 @@ fn a_guest_that_ended_in_replay_waits_for_the_goodbye_or_takes_over() {
     assert_eq!(on(&mut backup, 2, Input::GuestEnded), []);
     on(&mut backup, 3, Input::Disconnected);
     on(&mut backup, 3, Input::Arbiter(Answer::Won));
-    let ended = on(&mut backup, 4, Input::WentLive);
-    assert_eq!(ended, [Release { below: u64::MAX }, Stop(StopReason::Ended)]);
+    assert_eq!(on(&mut backup, 4, Input::WentLive), [BecomePrimary]);
+    let (mut survivor, mut out) = (Primary::from_backup(backup), Vec::new());
+    survivor.on(4 * MS, primary::Input::Start, &mut out);
+    assert_eq!(out.last(), Some(&primary::Action::Stop(StopReason::Ended)));
 }
 
 #[test]
@@ -184,8 +191,9 @@ fn refusals_stop_it_except_that_it_comes_back_to_a_busy_primary() {
         backup
     };
     let refuse = |refusal: Refusal| Input::Received(Message::Refuse(Box::new(refusal)));
-    let stopped = on(&mut connected(), 1, refuse(Refusal::Unprotected));
-    assert_eq!(stopped, [Disconnect, Stop(StopReason::Refused(Refusal::Unprotected))]);
+    let other = Refusal::Other { code: 8 };
+    let stopped = on(&mut connected(), 1, refuse(other.clone()));
+    assert_eq!(stopped, [Disconnect, Stop(StopReason::Refused(other))]);
     let mut backup = connected();
     assert_eq!(on(&mut backup, 1, refuse(Refusal::Busy)), [Disconnect, Suspect(Suspicion::Refused(Refusal::Busy))]);
     assert_eq!(on(&mut backup, 101, Input::Tick), [Connect]);

@@ -13,6 +13,11 @@ fn on(primary: &mut Primary, now_ms: u64, input: Input) -> Vec<primary::Action> 
 /// The lease of a primary that has no backup to fear.
 const FOREVER: primary::Action = Lease { until_ns: u64::MAX };
 
+/// The lease that ends then.
+fn lease(until_ms: u64) -> primary::Action {
+    Lease { until_ns: until_ms * MS }
+}
+
 fn heartbeat(now_ms: u64) -> primary::Action {
     Send(Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0, released: 0 })
 }
@@ -33,7 +38,7 @@ fn protected_with(settings: Settings) -> Primary {
     let prepared = on(&mut primary, 0, Input::Arbiter(Answer::Won));
     assert_eq!(prepared, [Send(message_hello(Role::Primary, 1)), Send(Message::Boot)]);
     let started = on(&mut primary, 0, Input::Received(Message::Welcome { generation: 1 }));
-    assert_eq!(started, [Send(Message::Welcome { generation: 1 }), StartGuest]);
+    assert_eq!(started, [lease(180), Send(Message::Welcome { generation: 1 }), StartGuest]);
     primary
 }
 
@@ -152,7 +157,9 @@ fn a_backup_that_falls_behind_slows_the_guest_and_its_death_ends_that() {
     append(&mut primary, 1, 1, 10);
     let mut actions = Vec::new();
     for now_ms in (20..1000).step_by(20) {
-        primary.on(now_ms * MS, ack(1, 0, 0), &mut actions);
+        let (received_stamp, executed_stamp) = ((now_ms - 1) * MS, 0);
+        let ack = Message::Ack { received: 1, executed: 0, executed_stamp, received_stamp };
+        primary.on(now_ms * MS, Input::Received(ack), &mut actions);
     }
     assert_eq!(primary.lag_ns(), 979 * MS);
     assert!(actions.contains(&SlowDown { per_mille: primary.slow_down_per_mille() }));
@@ -179,10 +186,12 @@ fn a_network_that_takes_nothing_keeps_no_guest_from_ending() {
     let mut primary = protected();
     append(&mut primary, 1, 2, 20);
     on(&mut primary, 2, Input::GuestEnded);
-    on(&mut primary, 3, ack(2, 0, 0));
-    on(&mut primary, 150, ack(2, 0, 0));
+    let heard =
+        |received_stamp| Input::Received(Message::Ack { received: 2, executed: 0, executed_stamp: 0, received_stamp });
+    on(&mut primary, 3, heard(MS));
+    on(&mut primary, 150, heard(140 * MS));
     assert_eq!(primary.state(), &State::Protected);
-    on(&mut primary, 203, ack(2, 0, 0));
+    on(&mut primary, 203, heard(190 * MS));
     assert_eq!(primary.state(), &State::Stopped(StopReason::Ended));
 }
 
@@ -216,7 +225,6 @@ fn the_lease_runs_from_the_sending_of_what_the_backup_has_received() {
     let mut primary = protected();
     append(&mut primary, 1, 1, 10);
     append(&mut primary, 2, 1, 10);
-    let lease = |ms: u64| Lease { until_ns: ms * MS };
     assert_eq!(on(&mut primary, 3, heard(1, MS)), [lease(181), Release { below: 1 }]);
     assert_eq!(on(&mut primary, 4, heard(2, 2 * MS)), [lease(182), Release { below: 2 }]);
     assert_eq!(on(&mut primary, 5, heard(2, 2 * MS)), [], "an acknowledgement of nothing new says nothing new");
@@ -289,15 +297,15 @@ fn before_the_guest_starts_a_lost_backup_is_just_waited_for_again() {
 }
 
 #[test]
-fn started_alone_it_claims_and_runs_and_refuses_a_backup() {
+fn started_alone_it_claims_and_runs_and_a_backup_that_is_early_comes_again() {
     let mut primary = Primary::new(identity(1, "alpha"), Settings { start_alone: true, ..Settings::default() });
     assert_eq!(on(&mut primary, 0, Input::Start), [Ask(Question::Read)]);
     on(&mut primary, 0, Input::Arbiter(Answer::Holds(None)));
+    on(&mut primary, 0, Input::Connected);
+    let refused = on(&mut primary, 0, Input::Received(message_hello(Role::Backup, 0)));
+    assert_eq!(refused, [Send(Message::Refuse(Box::new(Refusal::Busy))), Disconnect]);
     let won = on(&mut primary, 0, Input::Arbiter(Answer::Won));
     assert_eq!(won, [StartGuest, FOREVER, Release { below: u64::MAX }]);
-    on(&mut primary, 1, Input::Connected);
-    let refused = on(&mut primary, 1, Input::Received(message_hello(Role::Backup, 0)));
-    assert_eq!(refused, [Send(Message::Refuse(Box::new(Refusal::Unprotected))), Disconnect]);
     assert_eq!(on(&mut primary, 2, Input::StopRequested), [StopGuest]);
     assert_eq!(on(&mut primary, 3, Input::GuestEnded), [Stop(StopReason::Ended)]);
 }
@@ -311,7 +319,7 @@ fn a_backup_that_does_not_fit_is_told_why() {
     };
     let wanted = |ours: &str, theirs: &str| Wanted { ours: ours.into(), theirs: theirs.into() };
     let cases = [
-        (Message::OtherVersion { version: 9 }, Refusal::Version { ours: 2, theirs: 9 }),
+        (Message::OtherVersion { version: 9 }, Refusal::Version { ours: 3, theirs: 9 }),
         (other(|hello| hello.role = Role::Primary), Refusal::Role(Role::Primary)),
         (other(|hello| hello.vm = "wm".into()), Refusal::Vm(wanted("vm", "wm"))),
         (other(|hello| hello.cpu = "pcu".into()), Refusal::Cpu(wanted("cpu", "pcu"))),

@@ -31,7 +31,6 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         names().prop_map(Refusal::Cpu),
         any::<[u64; 2]>().prop_map(|[heartbeat_ns, timeout_ns]| Refusal::Times { heartbeat_ns, timeout_ns }),
         Just(Refusal::Busy),
-        Just(Refusal::Unprotected),
         (100..u32::MAX).prop_map(|code| Refusal::Other { code }),
     ]
 }
@@ -39,10 +38,15 @@ fn refusal() -> impl Strategy<Value = Refusal> {
 fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         hello().prop_map(|hello| Message::Hello(Box::new(hello))),
-        (3..u32::MAX).prop_map(|version| Message::OtherVersion { version }),
+        (4..u32::MAX).prop_map(|version| Message::OtherVersion { version }),
         any::<u64>().prop_map(|generation| Message::Welcome { generation }),
         refusal().prop_map(|refusal| Message::Refuse(Box::new(refusal))),
         Just(Message::Boot),
+        Just(Message::Transfer),
+        Just(Message::Chunk),
+        any::<u64>().prop_map(|entries| Message::State { entries }),
+        any::<[u64; 2]>().prop_map(|[entries, released]| Message::Handover { entries, released }),
+        any::<[u64; 2]>().prop_map(|[generation, stamp]| Message::Took { generation, stamp }),
         (any::<u32>(), 1..u32::MAX, any::<[u64; 2]>()).prop_map(|(first, count, [stamp, released])| {
             Message::Entries { first: first.into(), count, bytes: 4, stamp, released }
         }),
@@ -70,7 +74,7 @@ fn message() -> impl Strategy<Value = Message> {
 }
 
 fn has_bulk(kind: Kind) -> bool {
-    matches!(kind, Kind::Boot | Kind::Entries)
+    matches!(kind, Kind::Boot | Kind::Transfer | Kind::Chunk | Kind::State | Kind::Entries)
 }
 
 proptest! {

@@ -37,6 +37,11 @@ impl Command {
         takes(self.arity, args)
     }
 
+    /// Whether it may need memory.
+    pub(crate) fn takes_memory(&self) -> bool {
+        self.is(DENY_OOM)
+    }
+
     #[inline]
     pub(crate) fn is(&self, flag: u16) -> bool {
         self.flags & flag != 0

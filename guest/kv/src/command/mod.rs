@@ -19,7 +19,7 @@ use crate::reply::Reply;
 use crate::resp::Args;
 use crate::store::Store;
 
-pub(crate) use catalogue::{COMMANDS, Command, Names};
+pub(crate) use catalogue::{COMMANDS, Command, Names, WRITE};
 pub(crate) use transactions::forget_watched;
 
 /// Every so many elements of a loop, the caller is polled.
@@ -91,7 +91,7 @@ pub(crate) fn execute(store: &mut Store, client: &mut Client, args: Args<'_>, ou
             if !command.takes(args.len()) {
                 Err(Refusal::Arity(command.name))
             } else if let Err(refusal) =
-                check_subcommand(command, args, out).and_then(|()| check_memory(store, command, args))
+                check_subcommand(command, args, out).and_then(|()| check_resources(store, command, args))
             {
                 Err(refusal)
             } else if client.queue.is_some() && !command.is(catalogue::IMMEDIATE) {
@@ -99,7 +99,10 @@ pub(crate) fn execute(store: &mut Store, client: &mut Client, args: Args<'_>, ou
             } else {
                 client.last_command = command.name;
                 let mut call = Call { store, client, args, out, now_ms, name: command.name };
-                let outcome = (command.run)(&mut call);
+                let outcome = carry_out(&mut call, command);
+                if let Some(journal) = &mut call.store.journal {
+                    journal.end_request();
+                }
                 if let Err(refusal) = outcome {
                     call.store.stats.errors += 1;
                     call.out.error(refusal);
@@ -114,6 +117,31 @@ pub(crate) fn execute(store: &mut Store, client: &mut Client, args: Args<'_>, ou
         if let Some(queue) = &mut client.queue {
             queue.failed = true;
         }
+    }
+}
+
+/// Carries out a command, and notes it if it has changed data.
+#[inline]
+pub(crate) fn carry_out(call: &mut Call<'_, '_>, command: &Command) -> Outcome {
+    let before = call.store.changes();
+    let outcome = (command.run)(call);
+    if outcome.is_ok()
+        && command.is(WRITE)
+        && call.store.changes() != before
+        && let Some(journal) = &mut call.store.journal
+    {
+        journal.note(call.args);
+    }
+    outcome
+}
+
+/// Whether a command may be begun: there is memory for it, and room to note it.
+#[inline]
+pub(crate) fn check_resources(store: &Store, command: &Command, args: Args<'_>) -> Outcome {
+    check_memory(store, command, args)?;
+    match &store.journal {
+        Some(journal) => journal.check(command, args),
+        None => Ok(()),
     }
 }
 

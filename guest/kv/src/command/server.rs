@@ -129,7 +129,7 @@ fn parameters(c: &Call<'_, '_>) -> [(&'static str, String); 9] {
     let store = &*c.store;
     let maxmemory = if store.maxmemory_bytes == usize::MAX { 0 } else { store.maxmemory_bytes };
     [
-        ("appendonly", "no".into()),
+        ("appendonly", if store.journal.is_some() { "yes" } else { "no" }.into()),
         ("bind", "*".into()),
         ("databases", "1".into()),
         ("maxmemory", format!("{maxmemory}")),

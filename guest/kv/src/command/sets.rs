@@ -1,10 +1,12 @@
 //! Sets.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use super::hashes::random_entries;
 use super::{Call, Outcome, POLL_EVERY};
 use crate::bytes::Bytes;
+use crate::journal::push_command;
 use crate::refusal::Refusal;
 use crate::reply::Reply;
 use crate::value::{Members, Value};
@@ -131,12 +133,15 @@ pub(super) fn spop(c: &mut Call<'_, '_>) -> Outcome {
             many
         }
     };
+    // Noted by what was drawn: another time it would be others.
+    let mut drawn = Drawn { notes: c.store.journal.is_some(), words: Vec::new(), members: Vec::new() };
     for number in 0..many {
         let at = c.store.random_below(length - number);
         if let Some((_, members)) = c.store.open::<Members>(c.args.at(1), c.now_ms)?
             && let Some(entry) = members.remove_at(at)
         {
             c.out.bulk(&entry.key);
+            drawn.add(c.args.at(1), entry.key);
         }
         c.poll_at(number);
     }
@@ -144,8 +149,39 @@ pub(super) fn spop(c: &mut Call<'_, '_>) -> Outcome {
         && let Some(at) = c.store.find(c.args.at(1), c.now_ms)
     {
         c.store.changed(at);
+        drawn.end(c.args.at(1));
+        if let Some(journal) = &mut c.store.journal {
+            journal.note_instead(drawn.words);
+        }
     }
     Ok(())
+}
+
+/// What `SPOP` has drawn, as commands that remove the same.
+struct Drawn {
+    notes: bool,
+    words: Vec<u8>,
+    members: Vec<Bytes>,
+}
+
+impl Drawn {
+    fn add(&mut self, key: &[u8], member: Bytes) {
+        if self.notes {
+            self.members.push(member);
+            if self.members.len() == 512 {
+                self.end(key);
+            }
+        }
+    }
+
+    fn end(&mut self, key: &[u8]) {
+        if !self.members.is_empty() {
+            let mut args: Vec<&[u8]> = alloc::vec![b"SREM", key];
+            args.extend(self.members.iter().map(|member| &member[..]));
+            push_command(&mut self.words, args.into_iter());
+            self.members.clear();
+        }
+    }
 }
 
 pub(super) fn srandmember(c: &mut Call<'_, '_>) -> Outcome {

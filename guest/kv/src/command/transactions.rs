@@ -1,6 +1,6 @@
 //! Transactions: `MULTI` queues, `EXEC` carries out, unless a key under `WATCH` has changed.
 
-use super::{COMMANDS, Call, Outcome, catalogue, check_memory};
+use super::{COMMANDS, Call, Outcome, carry_out, catalogue, check_memory};
 use crate::bytes::Bytes;
 use crate::client::{Client, Queue, Watched};
 use crate::refusal::Refusal;
@@ -88,12 +88,19 @@ pub(super) fn exec(c: &mut Call<'_, '_>) -> Outcome {
     for (command, args) in queue.iter() {
         check_memory(c.store, &COMMANDS[usize::from(command)], args).map_err(|_| Refusal::ExecMemory)?;
     }
+    if let Some(journal) = &c.store.journal {
+        let commands = queue.iter().map(|(command, args)| (&COMMANDS[usize::from(command)], args));
+        journal.check_all(commands).map_err(|refusal| match refusal {
+            Refusal::LogFull => Refusal::ExecLogFull,
+            _ => Refusal::ExecLogFailed,
+        })?;
+    }
     c.out.array(queue.len());
     for (command, args) in queue.iter() {
         let command = &COMMANDS[usize::from(command)];
         let mut call =
             Call { store: c.store, client: c.client, args, out: c.out, now_ms: c.now_ms, name: command.name };
-        if let Err(refusal) = check_memory(call.store, command, args).and_then(|()| (command.run)(&mut call)) {
+        if let Err(refusal) = check_memory(call.store, command, args).and_then(|()| carry_out(&mut call, command)) {
             call.store.stats.errors += 1;
             call.out.error(refusal);
         }

@@ -1,6 +1,8 @@
 //! What the tests share: the server on a TCP port, Redis itself on a socket, replies as trees.
 #![allow(dead_code, reason = "every test uses a part of it")]
 
+pub mod requests;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;

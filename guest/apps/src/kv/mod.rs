@@ -1,21 +1,29 @@
-//! `kv [port=6379]`: a server that speaks the Redis protocol. The database is in memory, and takes up to half of it.
+//! `kv [port=6379] [persist=1] [fsync=always|everysec|no] [format=1]`: a server that speaks the Redis protocol. The database is in memory, and
+//! takes up to half of it; with `persist=1`, what changes it is [on a disk](persist) as well.
 
-use crate::network;
+mod persist;
+
+use crate::{USAGE, network};
 use alloc::string::ToString;
 use lockstep_kv::{Connection, Next, Settings, Store};
 use lockstep_net::Server;
 use lockstep_net::server::Limits;
 use lockstep_net::service::{Now, Output, Service};
 use lockstep_runtime::{Args, entropy, memory, println, safepoint, time};
+use persist::{NoLog, Persist};
 
 /// The longest request, in bytes: a bulk of this length arrives in pieces and is kept until it is whole.
 const REQUEST_MAX: usize = 16 << 20;
+
+/// Exit code for a machine without a disk, or one that holds no log.
+const NO_LOG: u8 = 1;
 
 struct Kv {
     store: Store,
     /// The wall clock at boot, milliseconds since 1970 UTC.
     boot_ms: u64,
     now_ms: u64,
+    persist: Option<Persist>,
 }
 
 impl Service for Kv {
@@ -28,10 +36,16 @@ impl Service for Kv {
 
     fn receive(&mut self, connection: &mut Connection, input: &[u8], output: &mut Output) -> usize {
         let served = connection.serve(&mut self.store, self.now_ms, input, output.buffer());
+        if let Some(persist) = &mut self.persist {
+            persist.received(&mut self.store, output);
+        }
         match served.next {
             Next::Read | Next::Write => {}
             Next::Close => output.close(),
             Next::Shutdown => {
+                if let Some(persist) = &mut self.persist {
+                    persist.settle(&mut self.store);
+                }
                 println!("kv: shut down by a client");
                 lockstep_runtime::console::flush();
                 lockstep_runtime::gate::exit(0);
@@ -50,6 +64,23 @@ impl Service for Kv {
             self.now_ms = now_ms;
             self.store.expire_some(now_ms);
         }
+        if let Some(persist) = &mut self.persist {
+            persist.turn(&mut self.store, now_ms);
+        }
+    }
+
+    fn served(&mut self) {
+        if let Some(persist) = &mut self.persist {
+            persist.served(&mut self.store);
+        }
+    }
+
+    fn before_sleep(&mut self) -> bool {
+        self.persist.as_mut().is_some_and(Persist::before_sleep)
+    }
+
+    fn released(&self) -> u64 {
+        self.persist.as_ref().map_or(u64::MAX, Persist::released)
     }
 }
 
@@ -73,7 +104,21 @@ pub fn main(args: &Args) -> u8 {
             poll: || safepoint(),
         };
         let boot_ms = time::wall_clock_ns().unwrap_or(0) / 1_000_000;
-        let service = Kv { store: Store::new(settings), boot_ms, now_ms: boot_ms };
+        let (persist, store) = match args.setting("persist") {
+            None | Some("0") => (None, Store::new(settings)),
+            Some("1") => match Persist::open(args, settings, boot_ms) {
+                Ok((persist, store)) => (Some(persist), store),
+                Err(error) => {
+                    println!("kv: {error}");
+                    return if let NoLog::Fsync(_) = error { USAGE } else { NO_LOG };
+                }
+            },
+            Some(text) => {
+                println!("kv: persist={text}: neither 0 nor 1");
+                return USAGE;
+            }
+        };
+        let service = Kv { store, boot_ms, now_ms: boot_ms, persist };
         let mut server = Server::new(service, Limits::default());
         server.listen(net, "kv", port);
         server.run(net)

@@ -1,10 +1,11 @@
-//! The doors of a backup: the log first, and the world from the moment on at which it goes live.
+//! The doors of one side of a pair: the log and the world in turns. A backup goes live when its log ends and it may; a primary becomes
+//! a backup where it has logged that the other host goes on.
 
 use super::live::{LiveDoor, Log};
 use super::replay::{ReplayDoor, Source};
 use crate::machine::blocks::Requests;
 use crate::machine::digest::Digest;
-use crate::machine::doors::{EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
+use crate::machine::doors::{Control, EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
 use crate::machine::instant::Instant;
 use crate::machine::packets::Packets;
 use crate::machine::snapshot::MachineState;
@@ -17,39 +18,60 @@ enum Who<S, L> {
     Nobody,
 }
 
-/// The doors of a backup. When its log ends with permission to go live, `go_live` makes the world's doors,
-/// and the machine keeps running: the very call that found the log at its end is answered by the world.
-pub struct TakeoverDoor<S, L, F> {
-    who: Who<S, L>,
-    go_live: Option<F>,
+/// What makes the doors of each turn.
+pub trait Turns<S, L> {
+    /// The log has ended, with permission to go live: the world's doors.
+    fn go_live(&mut self, replay: ReplayDoor<S>, at: Instant) -> Result<LiveDoor<L>, Halt>;
+    /// The other host goes on from `at`: the doors that replay what it does.
+    fn follow(&mut self, live: LiveDoor<L>, at: Instant) -> Result<ReplayDoor<S>, Halt>;
 }
 
-impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>, Halt>> TakeoverDoor<S, L, F> {
-    /// Doors that replay until the log ends, and then are what `go_live` makes of it.
-    pub fn new(replay: ReplayDoor<S>, go_live: F) -> Self {
-        TakeoverDoor { who: Who::Log(replay), go_live: Some(go_live) }
+/// The doors of one side of a pair. The machine keeps running through all turns: the very call that finds the log at its end is answered
+/// by the world, and the one after the entry of a switch by the log.
+pub struct TurnDoor<S, L, T> {
+    who: Who<S, L>,
+    turns: T,
+}
+
+impl<S: Source, L: Log, T: Turns<S, L>> TurnDoor<S, L, T> {
+    /// Doors that replay first.
+    pub fn replaying(replay: ReplayDoor<S>, turns: T) -> Self {
+        TurnDoor { who: Who::Log(replay), turns }
+    }
+
+    /// Doors that live first.
+    pub fn living(live: LiveDoor<L>, turns: T) -> Self {
+        TurnDoor { who: Who::World(live), turns }
     }
 
     /// The log at its end gives way to the world.
     fn take_over(&mut self, at: Instant) -> Result<(), Halt> {
-        let (Who::Log(replay), Some(go_live)) = (std::mem::replace(&mut self.who, Who::Nobody), self.go_live.take())
-        else {
+        let Who::Log(replay) = std::mem::replace(&mut self.who, Who::Nobody) else {
             return Err(Halt::EndOfLog(at));
         };
         let paused = replay.tally().paused;
-        let mut live = go_live(replay, at)?;
+        let mut live = self.turns.go_live(replay, at)?;
         live.set_paused(paused);
         self.who = Who::World(live);
         Ok(())
     }
 
+    /// The world gives way to the log.
+    fn follow(&mut self, at: Instant) -> Result<(), Halt> {
+        if let Who::World(live) = std::mem::replace(&mut self.who, Who::Nobody) {
+            let paused = live.paused();
+            self.who = Who::Log(self.turns.follow(live, at)?.starting_paused(paused));
+        }
+        Ok(())
+    }
+
     /// [`ask`](Self::ask) for an output that the door may take out of the machine's hands.
-    fn hand_out<T>(
+    fn hand_out<O>(
         &mut self,
         at: Instant,
-        output: &mut T,
-        log: impl Fn(&mut ReplayDoor<S>, Instant, &mut T) -> Result<(), Halt>,
-        world: impl Fn(&mut LiveDoor<L>, Instant, &mut T) -> Result<(), Halt>,
+        output: &mut O,
+        log: impl Fn(&mut ReplayDoor<S>, Instant, &mut O) -> Result<(), Halt>,
+        world: impl Fn(&mut LiveDoor<L>, Instant, &mut O) -> Result<(), Halt>,
     ) -> Result<(), Halt> {
         if let Who::Log(replay) = &mut self.who {
             match log(replay, at, output) {
@@ -63,12 +85,12 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
         }
     }
 
-    fn ask<T>(
+    fn ask<A>(
         &mut self,
         at: Instant,
-        mut log: impl FnMut(&mut ReplayDoor<S>) -> Result<T, Halt>,
-        mut world: impl FnMut(&mut LiveDoor<L>) -> Result<T, Halt>,
-    ) -> Result<T, Halt> {
+        mut log: impl FnMut(&mut ReplayDoor<S>) -> Result<A, Halt>,
+        mut world: impl FnMut(&mut LiveDoor<L>) -> Result<A, Halt>,
+    ) -> Result<A, Halt> {
         if let Who::Log(replay) = &mut self.who {
             match log(replay) {
                 Err(Halt::EndOfLog(_)) => self.take_over(at)?,
@@ -82,9 +104,7 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
     }
 }
 
-impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>, Halt>> Inputs
-    for TakeoverDoor<S, L, F>
-{
+impl<S: Source, L: Log, T: Turns<S, L>> Inputs for TurnDoor<S, L, T> {
     fn clock(&mut self, at: Instant) -> Result<u64, Halt> {
         self.ask(at, |log| log.clock(at), |world| world.clock(at))
     }
@@ -102,7 +122,11 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
     }
 
     fn event(&mut self, at: Instant, ready: Readiness) -> Result<Option<Event>, Halt> {
-        self.ask(at, |log| log.event(at, ready), |world| world.event(at, ready))
+        let event = self.ask(at, |log| log.event(at, ready), |world| world.event(at, ready))?;
+        if event == Some(Event::Control(Control::Switch)) && matches!(self.who, Who::World(_)) {
+            self.follow(at)?;
+        }
+        Ok(event)
     }
 
     fn interrupted(&mut self, at: Instant) -> Result<(), Halt> {
@@ -110,9 +134,7 @@ impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>,
     }
 }
 
-impl<S: Source, L: Log, F: FnOnce(ReplayDoor<S>, Instant) -> Result<LiveDoor<L>, Halt>> Outputs
-    for TakeoverDoor<S, L, F>
-{
+impl<S: Source, L: Log, T: Turns<S, L>> Outputs for TurnDoor<S, L, T> {
     fn console(&mut self, at: Instant, bytes: &[u8]) -> Result<(), Halt> {
         self.ask(at, |log| log.console(at, bytes), |world| world.console(at, bytes))
     }
