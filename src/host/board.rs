@@ -150,7 +150,9 @@ impl ControlHandler for Board {
         if let Some(safepoints) = &*self.safepoints.lock().unwrap_or_else(PoisonError::into_inner) {
             (status.instant_exits, status.instant_polls) = (safepoints.exits(), safepoints.count());
         }
-        if status.guest == GuestState::Running && self.operated().is_some_and(|operated| operated.subject.world.paused()) {
+        if status.guest == GuestState::Running
+            && self.operated().is_some_and(|operated| operated.subject.world.paused())
+        {
             status.guest = GuestState::Paused;
         }
         status.console = self.hub.console_status();

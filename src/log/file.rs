@@ -358,8 +358,11 @@ pub struct LogReader<R: Read> {
     /// The state of a machine that is to be read before the entries.
     coming: Option<Coming>,
     from_snapshot: bool,
-    /// States met among the entries.
+    /// Number of the first entry.
+    start: u64,
+    /// States met among the entries, and the bytes of their frames.
     snapshots: u64,
+    snapshot_bytes: u64,
     stream: EntryStream,
     /// Bytes read up to and with the last whole frame.
     offset: u64,
@@ -438,7 +441,9 @@ impl<R: Read> LogReader<R> {
             boot_bytes,
             coming: from_snapshot.then_some(Coming { snapshot: 0, on_the_way: false, before: None }),
             from_snapshot,
+            start: 0,
             snapshots: 0,
+            snapshot_bytes: 0,
             stream: EntryStream::new(),
             offset: boot_bytes,
             payload: Vec::new(),
@@ -480,6 +485,16 @@ impl<R: Read> LogReader<R> {
         self.snapshots
     }
 
+    /// Bytes of these, frames included, and of those that did not become whole.
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.snapshot_bytes
+    }
+
+    /// Number of the first entry: 0, unless the state of a machine comes first. Known once that was read.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
     /// The next part of the state that comes first.
     pub fn next_state_frame(&mut self) -> Result<StateFrame<'_>, LogError> {
         let Some(coming) = self.coming.filter(|coming| coming.before.is_none()) else {
@@ -519,7 +534,7 @@ impl<R: Read> LogReader<R> {
         if claimed != position.entries() {
             return Err(LogError::StatePlace { offset: self.offset, claimed, found: position.entries() });
         }
-        (self.coming, self.stream) = (None, EntryStream::continuing(position));
+        (self.coming, self.stream, self.start) = (None, EntryStream::continuing(position), claimed);
         if !on_the_way {
             self.boot_bytes = self.offset;
         }
@@ -557,6 +572,9 @@ impl<R: Read> LogReader<R> {
         };
         self.decoded = 0;
         self.offset += (HEADER_BYTES + header.length) as u64;
+        if matches!(header.kind, FrameKind::Chunk | FrameKind::State) {
+            self.snapshot_bytes += (HEADER_BYTES + header.length) as u64;
+        }
         match header.kind {
             FrameKind::Entries => self.stream.begin(header.number, header.count)?,
             FrameKind::Close => self.close(header)?,
