@@ -207,6 +207,11 @@ impl DiskPort {
         Ok(())
     }
 
+    /// Whether a new backup gets the contents of this image with the guest's state.
+    pub fn takes_a_copy(&self) -> bool {
+        self.mode == Mode::Separate && !self.read_only
+    }
+
     /// Whom to tell that requests have come to their end.
     pub fn set_waker(&self, waker: Waker) {
         self.shared.set_waker(waker);

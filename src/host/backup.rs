@@ -147,7 +147,10 @@ impl<'a> Driver<'a> {
                 request = board.requested() => Wake::Requested(request),
             };
             match wake {
-                Wake::Refresh => self.report(),
+                Wake::Refresh => {
+                    self.report();
+                    self.look_at_the_disk()?;
+                }
                 Wake::Connected(Ok(stream)) => self.on_connected(stream)?,
                 Wake::Connected(Err(error)) => {
                     tracing::debug!(%error, primary = self.primary, "no connection to the primary yet");
@@ -241,7 +244,7 @@ impl<'a> Driver<'a> {
             Action::GoLive { generation, entries, .. } => {
                 tracing::info!(generation, entries, "won; going live");
                 if let Some(guest) = &self.desk.guest {
-                    guest.go_live(Encoder::continuing(self.stream.decoder()));
+                    guest.go_live(Encoder::continuing(self.stream.decoder()), generation);
                 }
             }
             Action::BecomePrimary if self.desk.guest.as_ref().is_some_and(|guest| guest.ended.is_some()) => {
@@ -407,6 +410,17 @@ impl<'a> Driver<'a> {
                 self.feed(Input::Diverged { entry, text })
             }
             Err(halt) => Err(halt.into()),
+        }
+    }
+
+    /// A backup whose own image failed cannot be the survivor, and says so.
+    fn look_at_the_disk(&mut self) -> Result<(), HostError> {
+        match self.desk.outlets.disk.as_ref().and_then(|disk| disk.broken()) {
+            Some(error) if *self.protocol.state() == State::Following => {
+                let entry = self.protocol.executed();
+                self.feed(Input::Diverged { entry, text: error.to_string().into() })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -20,6 +20,8 @@ use super::{HostError, system};
 use crate::backends::clock::boot_clock_ns;
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
+use crate::console::hub::Protection;
+use crate::disk::DiskError;
 use crate::doors::live::{LiveDoor, Log};
 use crate::doors::replay::ReplayDoor;
 use crate::doors::turns::{TurnDoor, Turns};
@@ -102,8 +104,8 @@ pub struct Surroundings {
 struct Shared {
     surroundings: Surroundings,
     clock: ClockWord,
-    /// Where the log's encoder has to go on, once this side may go live.
-    encoder: Mutex<Option<Encoder>>,
+    /// Where the log's encoder has to go on, and in which generation, once this side may go live.
+    permission: Mutex<Option<(Encoder, u64)>>,
 }
 
 /// The machine, as its driver has it.
@@ -165,7 +167,7 @@ impl Guest {
         surroundings: Surroundings,
         door: impl FnOnce(&Shared, HostTurns) -> TurnDoor<IncomingSource, OutgoingLog, HostTurns> + Send + 'static,
     ) -> Result<Self, HostError> {
-        let shared = Arc::new(Shared { surroundings, clock: ClockWord::default(), encoder: Mutex::default() });
+        let shared = Arc::new(Shared { surroundings, clock: ClockWord::default(), permission: Mutex::default() });
         let (say, said) = mpsc::unbounded_channel();
         let (safepoints, pages) = (machine.safepoints(), machine.pages());
         let turns = HostTurns { shared: shared.clone(), safepoints: safepoints.clone(), say: say.clone() };
@@ -174,8 +176,14 @@ impl Guest {
             VcpuThread::spawn(move || {
                 ordinary_this_thread();
                 let mut door = door(&shared, turns);
+                let mut done = machine.run(&mut door);
+                if let (Ok(_), Some(disk)) = (&done, &shared.surroundings.outlets.disk)
+                    && let Err(error) = disk.ended()
+                {
+                    done = Err(failed("make the disk whole")(error));
+                }
                 // Nobody listens any more only when the process is ending.
-                let _ = say.send(FromVcpu::Done(machine.run(&mut door)));
+                let _ = say.send(FromVcpu::Done(done));
             })
             .map_err(system("start the vCPU thread"))?
         };
@@ -210,8 +218,8 @@ impl Guest {
     }
 
     /// The guest that stands still since it was to be handed over goes on here.
-    pub fn take_back(&self) {
-        self.go_live(self.position.clone().unwrap_or_default());
+    pub fn take_back(&self, generation: u64) {
+        self.go_live(self.position.clone().unwrap_or_default(), generation);
     }
 
     /// The primary says that the guest's clock shows this.
@@ -219,9 +227,9 @@ impl Guest {
         self.shared.clock.set(guest_ns);
     }
 
-    /// Lets a replaying machine go live at the end of what it was given; the log goes on where `encoder` stands.
-    pub fn go_live(&self, encoder: Encoder) {
-        *self.shared.encoder.lock().unwrap_or_else(PoisonError::into_inner) = Some(encoder);
+    /// Lets a replaying machine go live in `generation` at the end of what it was given; the log goes on where `encoder` stands.
+    pub fn go_live(&self, encoder: Encoder, generation: u64) {
+        *self.shared.permission.lock().unwrap_or_else(PoisonError::into_inner) = Some((encoder, generation));
         if let Part::Replaying(incoming) = &self.part {
             incoming.go_live();
         }
@@ -275,6 +283,10 @@ pub async fn said(guest: &mut Option<Guest>) -> FromVcpu {
     }
 }
 
+fn failed(what: &'static str) -> impl FnOnce(DiskError) -> Halt {
+    move |source| Halt::Failed { what, source: Box::new(source) }
+}
+
 /// Makes the doors of each turn, on the vCPU thread.
 struct HostTurns {
     shared: Arc<Shared>,
@@ -284,8 +296,13 @@ struct HostTurns {
 
 impl Turns<IncomingSource, OutgoingLog> for HostTurns {
     fn go_live(&mut self, replay: ReplayDoor<IncomingSource>, _: Instant) -> Result<LiveDoor<OutgoingLog>, Halt> {
-        let Shared { surroundings, clock, encoder } = &*self.shared;
-        let encoder = encoder.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let Shared { surroundings, clock, permission } = &*self.shared;
+        let permission = permission.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (encoder, generation) = permission.unwrap_or_default();
+        // Here, on the one thread that may wait for an image.
+        if let Some(disk) = &surroundings.outlets.disk {
+            disk.go_live(generation, Protection::HeldFrom(0)).map_err(failed("go on with the disk"))?;
+        }
         // What the guest has read bounds its clock from below; a guest that has not looked lately may find it
         // as late as its primary said it was. The rest, the time that the failover took, it catches up with.
         let shown_ns = replay.tally().clock_ns.max(clock.said());
@@ -304,6 +321,9 @@ impl Turns<IncomingSource, OutgoingLog> for HostTurns {
 
     fn follow(&mut self, live: LiveDoor<OutgoingLog>, _: Instant) -> Result<ReplayDoor<IncomingSource>, Halt> {
         let guest_ns = live.world().guest_ns();
+        if let Some(disk) = &self.shared.surroundings.outlets.disk {
+            disk.quiesce();
+        }
         live.world().end();
         let position = live.into_log().position();
         self.shared.clock.set(guest_ns);

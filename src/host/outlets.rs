@@ -127,14 +127,15 @@ impl Outlets {
 
     /// The other host runs the machine from now on, and this one replays it: what was released and has not left is kept like the outputs
     /// of a replay.
-    pub fn follow(&self, role: Role) {
+    pub fn follow(&self, role: Role, generation: u64) -> Result<(), DiskError> {
         if let Some(disk) = &self.disk {
-            disk.not_live();
+            disk.follow(generation)?;
         }
         if let Some(network) = &self.network {
             network.follow();
         }
         self.hub.follow(role);
+        Ok(())
     }
 
     /// Nothing comes in or goes out here any more; console clients are sent away as from a host in this role.

@@ -72,6 +72,8 @@ pub(super) struct Driver<'a> {
     transferring: Option<Transferring>,
     /// Who waits for a switch.
     switch: Option<super::board::Reply>,
+    /// The guest stands still at its beginning until it is protected: its backup has to get a copy of its disk first.
+    starts_paused: bool,
     /// There is no backup (any more): everything leaves at once.
     alone: bool,
     turn: Option<Turn>,
@@ -80,9 +82,18 @@ pub(super) struct Driver<'a> {
 impl<'a> Driver<'a> {
     /// The driver of a machine that has not started.
     pub fn new(desk: &'a mut Desk, unstarted: Unstarted) -> Self {
-        let protocol = Primary::new(desk.me.clone(), desk.settings);
+        let mut settings = desk.settings;
+        // A disk that each host has for itself gets to the backup with the state of a running guest, and in no other way. So the guest
+        // starts, and stands still before its first instruction.
+        let copies = desk.outlets.disk.as_ref().is_some_and(|disk| disk.takes_a_copy());
+        let starts_paused = copies && !settings.start_alone;
+        settings.start_alone |= copies;
+        let protocol = Primary::new(desk.me.clone(), settings);
         let living = unstarted.living.clone();
-        Self::with(desk, Box::new(protocol), Some(unstarted), living)
+        if starts_paused {
+            living.world.control(Control::Pause);
+        }
+        Driver { starts_paused, ..Self::with(desk, Box::new(protocol), Some(unstarted), living) }
     }
 
     /// The driver of a machine that lives here since a moment ago, as `protocol` says.
@@ -104,6 +115,7 @@ impl<'a> Driver<'a> {
             horizon: GuestInstant::BOOT,
             transferring: None,
             switch: None,
+            starts_paused: false,
             alone: false,
             turn: None,
         }
@@ -203,6 +215,13 @@ impl<'a> Driver<'a> {
                 None
             };
         }
+        if let Some(disk) = &self.desk.outlets.disk {
+            disk.executed(self.protocol.executed());
+        }
+        if self.starts_paused && *self.protocol.state() == State::Protected {
+            self.starts_paused = false;
+            self.living.world.control(Control::Resume);
+        }
         if std::mem::take(&mut self.closing) {
             // Only now that nothing leaves any more: a backup that finds it closed may be live a moment later.
             self.desk.connection = None;
@@ -255,7 +274,7 @@ impl<'a> Driver<'a> {
             Action::TakeBack => {
                 // The log has ended here, and goes on here: where it stands, the vCPU thread has said when it stopped.
                 if let Some(guest) = &self.desk.guest {
-                    guest.take_back();
+                    guest.take_back(self.protocol.generation());
                 }
             }
             Action::BecomeBackup => {
@@ -263,7 +282,7 @@ impl<'a> Driver<'a> {
                     reply.accept("the other host runs the machine now".into());
                 }
                 self.desk.board.set_live(false);
-                self.desk.outlets.follow(Role::Backup);
+                self.desk.outlets.follow(Role::Backup, self.protocol.generation())?;
                 self.turn = Some(Turn::Backup(Box::new(Backup::handed_over((*self.protocol).clone()))));
             }
             Action::Suspect(suspicion) => tracing::warn!("the backup is given up: {suspicion}"),
@@ -436,9 +455,6 @@ impl<'a> Driver<'a> {
                 self.on_logged()?;
                 if let Some(guest) = &mut self.desk.guest {
                     guest.parked(incoming, position);
-                }
-                if let Some(disk) = &self.desk.outlets.disk {
-                    disk.quiesce();
                 }
                 self.feed(Input::Parked)
             }

@@ -48,7 +48,7 @@ impl Receiving {
     /// Makes room for the state of the guest that came from `boot`.
     pub fn begin(boot: Boot, outlets: &Outlets) -> Result<Self, HostError> {
         let blank = Blank::new(&boot, Tracking::On)?;
-        if let Some(disk) = &outlets.disk {
+        if let Some(disk) = outlets.disk.as_ref().filter(|disk| disk.takes_a_copy()) {
             disk.begin_receiving()?;
         }
         let pages = blank.pages().count();
@@ -88,7 +88,7 @@ impl Receiving {
         let state = GuestState::from_bytes(state)?;
         let boot = self.blank.description().clone();
         let machine = self.blank.finish(&state.machine)?;
-        if let Some(disk) = &outlets.disk {
+        if let Some(disk) = outlets.disk.as_ref().filter(|disk| disk.takes_a_copy()) {
             disk.copied(generation)?;
         }
         Ok((machine, boot, state))
