@@ -172,6 +172,47 @@ fn a_guest_that_is_not_recorded_is_snapshot_and_goes_on_too() {
     guest.stop();
 }
 
+/// The contents of a disk are the operator's to keep: here a copy made while the guest is paused. What was in flight is made once more.
+#[test]
+fn a_guest_with_a_disk_goes_on_with_a_copy_of_its_image() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name);
+    let (image, copy, shot, log) = (at("image"), at("copy"), at("shot"), at("log"));
+    std::fs::File::create(&image).expect("a file").set_len(8 << 20).expect("room");
+    let words = ["record", "--detached", "--guest", "disk", "--digest-interval", "50", "--disk", path(&image)];
+    let first = at("first.log");
+    let guest = Detached::start(
+        &[&words[..], &["--log", path(&first), "--", "seed=5", "operations=60000", "depth=16", "hz=250"]].concat(),
+    );
+    guest.goes_on(2000);
+    guest.does("pause");
+    until("the pause", || (guest.status()["guest"] == "paused").then_some(()));
+    // What was under way at the image has come to its end, and the guest does not know of it.
+    until("the image to come to rest", || {
+        let before = std::fs::read(&image).expect("the image");
+        thread::sleep(std::time::Duration::from_millis(50));
+        (std::fs::read(&image).expect("the image") == before).then_some(())
+    });
+    let output = lockstep(&["snapshot", &guest.address(), path(&shot)]);
+    assert!(output.status.success() && text(&output).contains("has a disk"), "{}", text(&output));
+    std::fs::copy(&image, &copy).expect("a copy");
+    guest.does("resume");
+    guest.goes_on(500);
+    guest.stop();
+    // Without an image it does not go on.
+    let output = lockstep(&["run", "--detached", "--from", path(&shot)]);
+    assert!(output.status.code() == Some(1) && text(&output).contains("--disk"), "{}", text(&output));
+    // The torture checks all that it reads.
+    let words = ["record", "--detached", "--from", path(&shot), "--disk", path(&copy), "--log", path(&log)];
+    let guest = Detached::start(&words);
+    guest.does("resume");
+    guest.goes_on(2000);
+    guest.stop();
+    let told = replayed(&[path(&log)]);
+    assert_eq!(told["complete"], true);
+    assert!(told["end"].as_str().expect("an end").contains("stopped"), "the guest found nothing wrong: {told}");
+}
+
 #[test]
 fn what_is_no_snapshot_is_refused_by_name() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -58,6 +58,10 @@ pub async fn run<L: Log + Send + 'static>(
     let world = World::new(safepoints.clone(), shown_ns, shown_ns);
     if let Some(state) = &from.state {
         outlets.hub.restore(&state.console, state.position.entries());
+        if let Some(disk) = &outlets.disk {
+            // Nobody knows how far they came: they are made once more.
+            disk.adopt(machine.disk_in_flight());
+        }
     }
     let paused = machine.paused();
     let subject = Subject { world: world.clone(), pages: machine.pages(), hub: outlets.hub.clone() };
