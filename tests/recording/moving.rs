@@ -47,6 +47,8 @@ pub struct Moves {
     /// In the shadow of an `sti`; with live SSE registers.
     pub shadow: u64,
     pub floats: u64,
+    /// With requests to the disk in flight.
+    pub in_flight: u64,
 }
 
 impl Moves {
@@ -74,6 +76,7 @@ impl Moves {
         self.before_safepoints += other.before_safepoints;
         self.shadow += other.shadow;
         self.floats += other.floats;
+        self.in_flight += other.in_flight;
     }
 }
 
@@ -181,7 +184,9 @@ pub fn moved(old: &Machine, state: &MachineState) -> Machine {
         }
         blank.put_page(page, bytes.iter().any(|&byte| byte != 0).then_some(&bytes));
     }
-    blank.finish(&state).expect("the state of a machine")
+    let new = blank.finish(&state).expect("the state of a machine");
+    assert_eq!(old.disk_in_flight(), new.disk_in_flight());
+    new
 }
 
 /// Replays the log in `file` on machine after machine. The end, what was met, and whether the log was read to its end.
@@ -208,6 +213,7 @@ pub fn replay_moving_with(
         let end = machine.run(&mut door);
         let Some(state) = door.captured.take() else { return (end, moves, door.replay.tally(), terminal.screen()) };
         moves.count(&state);
+        moves.in_flight += u64::from(!machine.disk_in_flight().is_empty());
         machine = moved(&machine, &state);
         look(&machine);
         door.restored = Some(state);
