@@ -6,8 +6,8 @@
 //! compressed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, mpsc as blocking};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError, mpsc as blocking};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
@@ -92,8 +92,38 @@ pub struct PreCopy {
     sent: Receiver<Sent>,
     /// How it gets on.
     pub progress: Arc<Progress>,
-    cancel: Arc<AtomicBool>,
+    cancel: Arc<Cancel>,
 }
+
+/// Whether a transfer has been given up.
+#[derive(Default)]
+struct Cancel {
+    flag: AtomicBool,
+    /// Held while the vCPU thread takes the state: whoever has given the transfer up knows afterwards that nothing more is cut, held or taken for it.
+    taking: Mutex<()>,
+}
+
+impl Cancel {
+    fn is_set(&self) -> bool {
+        self.flag.load(SeqCst)
+    }
+
+    fn set(&self) {
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.flag.store(true, SeqCst);
+    }
+
+    /// Does `what` unless the transfer was given up, and not while it is.
+    fn unless_set(&self, what: impl FnOnce()) {
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_set() {
+            what();
+        }
+    }
+}
+
+/// The thread of a transfer. It may outlive the transfer for a moment, in which it still asks what the guest has written.
+pub type Copying = JoinHandle<()>;
 
 /// What is copied, and from where.
 pub struct Source {
@@ -108,10 +138,11 @@ pub struct Source {
 }
 
 impl PreCopy {
-    /// Begins to copy.
-    pub fn begin(source: Source, settings: Settings) -> std::io::Result<Self> {
+    /// Begins to copy, once the thread of the transfer before, which has been given up or is complete, has ended: there is one account of what is written, and a
+    /// page that the one thread is told of, the other never hears of.
+    pub fn begin(source: Source, settings: Settings, before: Option<Copying>) -> std::io::Result<(Self, Copying)> {
         let (to, sent) = channel(QUEUE);
-        let (progress, cancel) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
+        let (progress, cancel) = (Arc::new(Progress::default()), Arc::new(Cancel::default()));
         let mut copier = Copier {
             source: Arc::new(source),
             settings,
@@ -122,7 +153,11 @@ impl PreCopy {
             compress: false,
             began: Instant::now(),
         };
-        thread::Builder::new().name("transfer".into()).spawn(move || {
+        let copying = thread::Builder::new().name("transfer".into()).spawn(move || {
+            if let Some(before) = before {
+                // Whether it has panicked does not matter here.
+                let _ = before.join();
+            }
             let result = copier.copy();
             // With digests on, which a pair's machine always has, this only forgets.
             let _ = copier.source.pages.end_copy();
@@ -130,7 +165,7 @@ impl PreCopy {
                 let _ = copier.to.blocking_send(Sent::Failed(error));
             }
         })?;
-        Ok(PreCopy { sent, progress, cancel })
+        Ok((PreCopy { sent, progress, cancel }, copying))
     }
 
     /// What is to be sent next; for ever nothing behind the end.
@@ -144,7 +179,7 @@ impl PreCopy {
 
 impl Drop for PreCopy {
     fn drop(&mut self) {
-        self.cancel.store(true, SeqCst);
+        self.cancel.set();
     }
 }
 
@@ -166,7 +201,7 @@ struct Copier {
     settings: Settings,
     to: Sender<Sent>,
     progress: Arc<Progress>,
-    cancel: Arc<AtomicBool>,
+    cancel: Arc<Cancel>,
     packer: Packer,
     compress: bool,
     began: Instant,
@@ -263,7 +298,7 @@ impl Copier {
 
     fn flush(&mut self) -> Result<(), Stop> {
         if self.packer.is_empty() {
-            return if self.cancel.load(SeqCst) { Err(Stop::Cancelled) } else { Ok(()) };
+            return if self.cancel.is_set() { Err(Stop::Cancelled) } else { Ok(()) };
         }
         let (chunk, _) = self.packer.take(self.compress);
         self.send_chunk(chunk)
@@ -279,7 +314,7 @@ impl Copier {
     }
 
     fn send(&mut self, sent: Sent) -> Result<(), Stop> {
-        if self.cancel.load(SeqCst) {
+        if self.cancel.is_set() {
             return Err(Stop::Cancelled);
         }
         match self.to.try_send(sent) {
@@ -301,16 +336,17 @@ impl Copier {
         let (say, said) = blocking::channel();
         let (source, cancel) = (self.source.clone(), self.cancel.clone());
         self.source.world.request_capture(Box::new(move |captured| {
-            if !cancel.load(SeqCst) {
+            cancel.unless_set(|| {
+                // Nobody waits any more only where it was given up.
                 let _ = say.send(take(&source, written, captured));
-            }
+            });
         }));
         // The machine drops the request, and with it the sender, when it ends.
         loop {
             match said.recv_timeout(Duration::from_millis(50)) {
                 Ok(still) => return Ok(still),
                 Err(blocking::RecvTimeoutError::Disconnected) => return Err(TransferError::MachineGone.into()),
-                Err(blocking::RecvTimeoutError::Timeout) if self.cancel.load(SeqCst) || self.to.is_closed() => {
+                Err(blocking::RecvTimeoutError::Timeout) if self.cancel.is_set() || self.to.is_closed() => {
                     return Err(Stop::Cancelled);
                 }
                 Err(blocking::RecvTimeoutError::Timeout) => {}
