@@ -147,6 +147,16 @@ fn pause(random: &mut Random, below_ms: u64) {
     std::thread::sleep(Duration::from_micros(random.below(below_ms * 1000)));
 }
 
+/// How far a backup that takes over has come, by what it has said.
+fn stage(said: &[String]) -> &'static str {
+    let says = |what: &str| said.iter().any(|line| line.contains(what));
+    match (says("is given up"), says("going live")) {
+        (_, true) => "going live, or live",
+        (true, false) => "asking",
+        (false, false) => "following",
+    }
+}
+
 /// Waits until something other than `usual` is to be seen, or for `patience`.
 fn aim(ground: &Ground<'_>, usual: &[&str], patience: Duration) {
     let begun = Instant::now();
@@ -162,7 +172,7 @@ fn round(
     landed: &mut BTreeMap<String, u64>,
 ) -> Fate {
     let (host, backup) = (ground.host, ground.backup());
-    let mut switching = None;
+    let (mut switching, mut said_before) = (None, 0);
     // Half of the blows are aimed at what is short, the others come when they come.
     let aimed = random.below(2) == 0;
     match during {
@@ -198,31 +208,37 @@ fn round(
         }
         During::TakeOver => {
             ground.protect();
+            said_before = ground.cluster.side(backup).said().len();
             ground.cluster.kill(host);
             pause(random, 12);
         }
         During::TakeOverFromSleeper => {
             ground.protect();
+            said_before = ground.cluster.side(backup).said().len();
             ground.cluster.signal(host, Signal::SIGSTOP);
             if aimed {
-                eventually("the backup gives its primary up", || (ground.cluster.state(backup) != "following").then_some(()));
+                eventually("the backup gives its primary up", || {
+                    (stage(&ground.cluster.side(backup).said()[said_before..]) != "following").then_some(())
+                });
             } else {
                 std::thread::sleep(Duration::from_millis(950));
                 pause(random, 150);
             }
         }
     }
-    let states = if during == During::TakeOverFromSleeper {
-        ["asleep".into(), ground.cluster.state(backup)]
-    } else {
-        ground.states()
-    };
+    let taking_over = matches!(during, During::TakeOver | During::TakeOverFromSleeper);
+    // Who takes over is hit at once, and has said how far it is.
+    let mut states = if taking_over { ["gone".into(), String::new()] } else { ground.states() };
+    let had_said = if taking_over { said_before } else { 0 };
     match hit {
         Hit::KillBackup => ground.cluster.kill(backup),
         Hit::KillHost => ground.cluster.kill(host),
         Hit::SleepBackup => ground.cluster.signal(backup, Signal::SIGSTOP),
         Hit::SleepHost => ground.cluster.signal(host, Signal::SIGSTOP),
         Hit::Return => ground.cluster.joins(host),
+    }
+    if taking_over {
+        states[1] = stage(&ground.cluster.side(backup).said()[had_said..]).into();
     }
     let place = format!("{during:?}, {hit:?}: {} / {}", states[0], states[1]);
     println!("  {place}");

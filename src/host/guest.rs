@@ -189,7 +189,18 @@ impl Guest {
             })
             .map_err(system("start the vCPU thread"))?
         };
-        Ok(Guest { boot, safepoints, pages, part, ended: None, copying: None, position: None, shared, thread: Some(thread), said })
+        Ok(Guest {
+            boot,
+            safepoints,
+            pages,
+            part,
+            ended: None,
+            copying: None,
+            position: None,
+            shared,
+            thread: Some(thread),
+            said,
+        })
     }
 
     /// The world and the log of a living machine.

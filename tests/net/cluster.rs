@@ -126,7 +126,8 @@ impl<'a> Cluster<'a> {
     fn spawn(&mut self, side: usize, arguments: &[String]) {
         self.look_back(side);
         self.started += 1;
-        self.sides[side] = Some(Side::spawn(["side a", "side b"][side], &lockstep_in(&self.site.host(side)), arguments));
+        self.sides[side] =
+            Some(Side::spawn(["side a", "side b"][side], &lockstep_in(&self.site.host(side)), arguments));
     }
 
     /// The command that boots the guest on a host; with `alone`, at once.
