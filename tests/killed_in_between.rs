@@ -73,7 +73,7 @@ struct Ground<'a> {
 impl<'a> Ground<'a> {
     /// A guest on host a, alone, with enough in it for a transfer to take a while.
     fn new(site: &'a Site, random: &mut Random) -> Ground<'a> {
-        let setup = Setup { transfer_mib_s: Some(8), rejoin: true, ..Setup::kv() };
+        let setup = Setup { transfer_mib_s: Some(16), rejoin: true, ..Setup::kv() };
         let cluster = Cluster::alone(site, &setup);
         let crowd = Crowd::gather(SERVER, &site.client(), CLIENTS, random);
         let mut filler = Connection::open(SERVER, &site.client()).expect("one more client connects");
@@ -289,7 +289,7 @@ fn round(
     };
     let on_the_lock = asleep.filter(|sleepers| sleepers.iter().any(|&side| ground.sleeps_on_the_lock(side)));
     let fate = match (during, hit) {
-        _ if on_the_lock.is_some() => {
+        _ if during != During::TakeOver && on_the_lock.is_some() => {
             let sleepers = on_the_lock.unwrap_or_default();
             *landed.entry("(of these, with the lock of the register in its hand)".into()).or_default() += 1;
             // Safe all the same: as long as it sleeps, nobody lives who has not won.

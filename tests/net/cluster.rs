@@ -59,6 +59,8 @@ impl Setup {
 pub struct Cluster<'a> {
     /// What runs on host a and on host b.
     sides: [Option<Side>; 2],
+    /// Which of them sleep: they answer nobody, and need not be asked.
+    asleep: [bool; 2],
     /// How many processes were started.
     pub started: u64,
     site: &'a Site,
@@ -88,7 +90,15 @@ impl<'a> Cluster<'a> {
         let turn = turn();
         let directory = tempfile::tempdir().expect("a temporary directory");
         std::fs::create_dir(directory.path().join("arbiter")).expect("a directory in it");
-        Cluster { sides: [None, None], started: 0, site, setup: setup.clone(), directory, _turn: turn }
+        Cluster {
+            sides: [None, None],
+            asleep: [false; 2],
+            started: 0,
+            site,
+            setup: setup.clone(),
+            directory,
+            _turn: turn,
+        }
     }
 
     /// One whose guest runs on host a, alone.
@@ -179,7 +189,7 @@ impl<'a> Cluster<'a> {
 
     /// The status of a side.
     pub fn status(&self, side: usize) -> Option<Status> {
-        self.sides[side].as_ref()?;
+        self.sides[side].as_ref().filter(|_| !self.asleep[side])?;
         status(&console_of(side), Some(&self.site.host(side)))
     }
 
@@ -231,6 +241,7 @@ impl<'a> Cluster<'a> {
     #[track_caller]
     pub fn kill(&mut self, side: usize) {
         self.side(side).kill();
+        self.asleep[side] = false;
         self.look_back(side);
     }
 
@@ -238,6 +249,7 @@ impl<'a> Cluster<'a> {
     #[track_caller]
     pub fn signal(&mut self, side: usize, signal: Signal) {
         self.side(side).signal(signal);
+        self.asleep[side] = signal == Signal::SIGSTOP;
     }
 
     /// What ran on a host did not find a difference.
