@@ -43,6 +43,8 @@ impl Detached {
     fn address(&self) -> String {
         until("the console's address", || {
             let said = self.said();
+            let alright = |line: &str| !line.starts_with("lockstep: ") || line.contains("runs detached");
+            assert!(said.lines().all(alright), "it does not start: {said}");
             let (_, rest) = said.split_once("runs detached; console ")?;
             rest.split_once('\n').map(|(address, _)| address.to_string())
         })
@@ -196,6 +198,8 @@ fn a_guest_with_a_disk_goes_on_with_a_copy_of_its_image() {
     let output = lockstep(&["snapshot", &guest.address(), path(&shot)]);
     assert!(output.status.success() && text(&output).contains("has a disk"), "{}", text(&output));
     std::fs::copy(&image, &copy).expect("a copy");
+    // And of its stamp, by which it is known.
+    std::fs::copy(at("image.lockstep"), at("copy.lockstep")).expect("a copy");
     guest.does("resume");
     guest.goes_on(500);
     guest.stop();

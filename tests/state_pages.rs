@@ -48,6 +48,8 @@ fn copies_of_a_running_guest(tracking: Tracking) {
         let all = pages.take_written().expect("pages");
         assert_eq!(copy(&pages, &all, &mut blank), pages.count() as u32, "first all of them");
         for _ in 0..3 {
+            let before = safepoints.count();
+            until("the guest to write", || (safepoints.count() > before + 1000).then_some(()));
             let some = pages.take_written().expect("pages");
             let copied = copy(&pages, &some, &mut blank);
             // The guest works on half a megabyte, and has a stack and some tables.
