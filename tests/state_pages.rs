@@ -167,12 +167,11 @@ fn a_snapshot_of_a_guest_that_writes_everywhere_is_its_memory_at_one_instant() {
                 copy.read(at, &mut there);
                 here != there
             });
-            say.send((different.count(), last.len(), state.machine.exits)).expect("the test listens");
+            say.send((different.count(), state.machine.exits)).expect("the test listens");
         };
         take(&subject, round % 2 == 0, sent, finish).expect("a snapshot");
-        let (different, last, exits) = said.recv_timeout(Duration::from_secs(60)).expect("a state");
+        let (different, exits) = said.recv_timeout(Duration::from_secs(60)).expect("a state");
         assert_eq!(different, 0, "round {round}, at exit {exits}");
-        assert!(last > 0, "there was something left for the end");
     }
     world.stop();
     until("the guest to stop", || thread.finished().then_some(()));
