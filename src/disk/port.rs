@@ -577,6 +577,10 @@ impl DiskPort {
 }
 
 impl Disk for DiskPort {
+    fn holds_changes(&self) -> bool {
+        self.mode == Mode::Shared
+    }
+
     fn submit(&self, entry: u64, requests: Requests) {
         let at_once = |ask: &Ask| matches!(ask, Ask::Read { bytes, .. } if *bytes <= MAX_INLINE);
         let mut ids = Vec::new();
