@@ -1,70 +1,87 @@
-//! What a disk request costs outside of the machine, by its way: read on the vCPU thread out of the host's memory, by a thread of the disk, or past the host's memory; written and
-//! flushed. `cargo run --release --example disk_cost [DIRECTORY]`.
-#![allow(clippy::disallowed_methods, reason = "measures time")]
+//! What a request costs in the disk's device: nanoseconds for taking and for completing it, without the guest, without the world. `cargo run --release --example disk_cost`.
 
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
+#[path = "../tests/virtio/mod.rs"]
+mod virtio;
 
-use lockstep::console::hub::Protection;
-use lockstep::disk::port::DiskPort;
-use lockstep::doors::Disk;
-use lockstep::machine::blocks::{Ask, Request};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
 
-const SECTORS: u64 = 64 << 11;
+use lockstep::log::entry::Body;
+use lockstep::machine::blocks::{Completion, Outcome, Requests};
+use virtio::disk::*;
+use virtio_bindings::bindings::virtio_blk::*;
 
-fn measure(name: &str, file: &str, settings: &str, depth: u64, count: u64, ask: impl Fn(u64) -> Ask) {
-    let port = DiskPort::open(&format!("{file}{settings}").parse().expect("a disk")).expect("opens");
-    let signs: Arc<(Mutex<u64>, Condvar)> = Arc::default();
-    let sign = signs.clone();
-    port.set_waker(Box::new(move || {
-        *sign.0.lock().expect("alive") += 1;
-        sign.1.notify_all();
-    }));
-    port.go_live(1, Protection::Unprotected).expect("goes live");
-    let began = Instant::now();
-    let (mut asked, mut done) = (0, 0);
-    while done < count {
-        while asked < count && asked - done < depth {
-            port.submit(asked, vec![Request { id: asked, ask: ask(asked) }]);
-            asked += 1;
+const BUFFERS: u64 = 0x10_0000;
+const ROUNDS: u32 = 2000;
+const REPEATS: usize = 7;
+
+#[allow(clippy::disallowed_methods, reason = "a measurement")]
+fn timed<T>(act: impl FnOnce() -> T) -> (Duration, T) {
+    let start = Instant::now();
+    let result = act();
+    (start.elapsed(), result)
+}
+
+/// Nanoseconds for each request: taken, seen in the log (the check of the entry), completed.
+fn cost(kind: u32, length: u32, count: u64) -> [f64; 3] {
+    let mut driver = DiskDriver::ready(DISK, ALL);
+    driver.want_interrupt_after(0, 0x8000);
+    let mut spent = [Duration::ZERO; 3];
+    let mut requests = Requests::new();
+    for _ in 0..ROUNDS {
+        for number in 0..count {
+            // One place after the other: as many as there are in flight at once.
+            let data = [(BUFFERS + number * u64::from(length), length)];
+            let (from, into) = match kind {
+                VIRTIO_BLK_T_IN => (&[][..], &data[..]),
+                VIRTIO_BLK_T_OUT => (&data[..], &[][..]),
+                _ => (&[][..], &[][..]),
+            };
+            driver.ask(number, kind, number * u64::from(length) / 512, from, into);
         }
-        let seen = *signs.0.lock().expect("alive");
-        match port.take() {
-            Some(completions) => done += completions.len() as u64,
-            None => {
-                let signs_now = signs.0.lock().expect("alive");
-                drop(signs.1.wait_while(signs_now, |now| *now == seen).expect("alive"));
-            }
-        }
+        requests.clear();
+        spent[0] += timed(|| driver.device.take_requests(&driver.memory, black_box(&mut requests))).0;
+        assert_eq!(requests.len() as u64, count);
+        spent[1] += timed(|| black_box(Body::asked(&requests))).0;
+        let end = |id| Completion {
+            id,
+            outcome: if kind == VIRTIO_BLK_T_IN { Outcome::Read(vec![7; length as usize]) } else { Outcome::Done },
+        };
+        let completions = requests.iter().map(|request| end(request.id)).collect();
+        spent[2] += timed(|| driver.device.complete_requests(&driver.memory, completions)).0;
+        assert_eq!((0..).take_while(|_| driver.take_used(0).is_some()).count() as u64, count);
     }
-    let each = began.elapsed().as_nanos() as f64 / count as f64 / 1000.0;
-    println!("{name:<48} {each:>9.2} µs each, {:>9.0} a second", 1e6 / each);
+    spent.map(|spent| spent.as_nanos() as f64 / f64::from(ROUNDS) / count as f64)
+}
+
+fn idle() -> f64 {
+    let mut driver = DiskDriver::ready(DISK, ALL);
+    let calls = ROUNDS * 100;
+    let mut requests = Requests::new();
+    let spent = timed(|| {
+        for _ in 0..calls {
+            driver.device.take_requests(&driver.memory, black_box(&mut requests));
+        }
+    });
+    spent.0.as_nanos() as f64 / f64::from(calls)
 }
 
 fn main() {
-    let directory = std::env::args().nth(1).unwrap_or_else(|| "target".into());
-    let file = format!("{directory}/disk_cost.img");
-    std::fs::write(&file, vec![7u8; (SECTORS * 512) as usize]).expect("an image");
-    let place = |index: u64| index.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (SECTORS / 8 - 64) * 8;
-    let read = |bytes: u32| move |index| Ask::Read { sector: place(index), bytes };
-    let write = |index| Ask::Write { sector: place(index), data: vec![index as u8; 4096] };
-    for depth in [1, 8] {
-        println!("depth {depth}");
-        measure("  4 KiB read, in the host's memory", &file, ",cache=writeback", depth, 200_000, read(4096));
-        measure(
-            "  68 KiB read, in the host's memory, by a thread",
-            &file,
-            ",cache=writeback",
-            depth,
-            20_000,
-            read(68 << 10),
-        );
-        measure("  4 KiB read, by a thread", &file, ",cache=writeback,faults=seed:1", depth, 50_000, read(4096));
-        measure("  4 KiB read, past the host's memory", &file, ",cache=none", depth, 5_000, read(4096));
-        measure("  4 KiB write, into the host's memory", &file, ",cache=writeback", depth, 50_000, write);
-        measure("  4 KiB write, past the host's memory", &file, ",cache=none", depth, 2_000, write);
-        measure("  flush, nothing written", &file, ",cache=writeback", depth, 200, |_| Ask::Flush);
+    println!("nanoseconds a request, best of {REPEATS}: taken, hashed for the log, completed");
+    for (name, kind) in [("read", VIRTIO_BLK_T_IN), ("write", VIRTIO_BLK_T_OUT), ("flush", VIRTIO_BLK_T_FLUSH)] {
+        for (length, count) in [(512, 1), (4096, 1), (4096, 16), (65536, 4), (262_144, 1)] {
+            if kind == VIRTIO_BLK_T_FLUSH && length > 512 {
+                continue;
+            }
+            let mut best = [f64::INFINITY; 3];
+            for _ in 0..REPEATS {
+                let once = cost(kind, length, count);
+                best = std::array::from_fn(|i| best[i].min(once[i]));
+            }
+            let [taken, hashed, completed] = best;
+            println!("{name:5} {length:6} bytes, {count:2} at once: {taken:9.1} {hashed:9.1} {completed:9.1}");
+        }
     }
-    let _ = std::fs::remove_file(&file);
-    let _ = std::fs::remove_file(format!("{file}.lockstep"));
+    let best = (0..REPEATS).map(|_| idle()).fold(f64::INFINITY, f64::min);
+    println!("nothing asked for: {best:.1}");
 }

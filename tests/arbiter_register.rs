@@ -12,7 +12,7 @@ use tempfile::TempDir;
 const VM: &str = "vm";
 
 fn claim(generation: u64, host: u64) -> Claim {
-    Claim { generation, host, host_name: format!("host {host}") }
+    Claim { generation, host, host_name: format!("host {host}"), shared_with: None }
 }
 
 fn fresh() -> (TempDir, RegisterFile) {

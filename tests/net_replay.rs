@@ -147,6 +147,24 @@ fn a_recorded_server_replays_with_all_digests_equal() {
     println!("{loads} loads replayed with all digests equal");
 }
 
+/// The same, from machine to machine: with packets in its rings, and while it waits for more, the state is all there is of it.
+#[test]
+fn a_recorded_server_goes_on_in_another_machine() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().expect("a directory");
+    let log = directory.path().join("kv.log");
+    let recorder = Recorder::start(&log);
+    recorder.benchmark(&["-t", "set,get,lpush", "-n", "3000", "-c", "8", "-d", "300", "-r", "1000"]);
+    recorder.stop();
+    let (_, entries) = read_log(&log);
+    let seed = seed();
+    let (end, moves, tally, _) = recording::moving::replay_moving(&log, seed, 400);
+    println!("seed {seed}: {moves:?}, {} digests", tally.digests);
+    assert!(matches!(end, Ok(lockstep::machine::doors::EndReason::Stopped)), "seed {seed}: {end:?}");
+    assert_eq!(tally.digests, recording::machine::digests(&entries));
+    assert!(moves.moves > 10 && moves.waiting > 0, "{moves:?}");
+}
+
 /// That the promise can be broken at all: one byte of the received requests is another one. Their first byte, so that the answer is another
 /// one, too: a value with another byte in it is stored, and may be overwritten before the next digest looks.
 #[test]

@@ -3,10 +3,13 @@
 
 mod recording;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use recording::machine::{Recording, boot, digests, read_log, record};
+use lockstep::machine::doors::EndReason;
+use lockstep::machine::snapshot::Boot;
+use recording::disk::{CONFIG, Manner, SlowDisk};
+use recording::machine::{Recording, boot, digests, read_log, record, record_with};
 use recording::moving::{Moves, replay_moving};
 
 /// What the environment says, or this.
@@ -84,4 +87,31 @@ fn a_guest_that_waits_goes_on_waiting_in_another_machine() {
     }
     println!("{total:?}");
     assert!(total.halted > 0 && total.pending > 0, "{total:?}");
+}
+
+/// The torture of the disk, with requests in flight when the machine is moved.
+#[test]
+fn a_guest_with_a_disk_goes_on_in_another_machine() {
+    let seed = number("LOCKSTEP_SEED", getrandom::u64().expect("a random number") >> 1);
+    println!("LOCKSTEP_SEED={seed}");
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut total = Moves::default();
+    for (round, slow_us) in [50, 2000].into_iter().enumerate() {
+        let file = directory.path().join(format!("{round}.log"));
+        let guest = format!("disk seed={} operations=300 size=4000000 depth=12 overlap=1 hz=250", seed >> 8);
+        let boot = Boot { disk: Some(CONFIG), ..boot(&guest) };
+        let manner = Manner { seed, slow_us, fails: 0, backup_reads: false };
+        let disk = OnceLock::new();
+        let how = Recording { digest_every: Duration::from_millis(3), ..Recording::default() };
+        let recorded = record_with(&boot, &file, how, |world| {
+            disk.get_or_init(|| Arc::new(SlowDisk::start(world, manner))).clone()
+        });
+        assert!(recorded.screen.contains("the end, ok"), "{recorded:?}");
+        let (end, moves, tally, screen) = replay_moving(&file, seed, 25);
+        assert!(matches!(end, Ok(EndReason::Exit(0))), "seed {seed}, {moves:?}: {end:?}");
+        assert_eq!((tally.digests, screen), (digests(&read_log(&file).1), recorded.screen));
+        println!("{guest}: {moves:?}, {} digests", tally.digests);
+        total.add(&moves);
+    }
+    assert!(total.moves > 20 && total.in_flight > 5, "{total:?}");
 }

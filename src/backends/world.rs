@@ -363,6 +363,11 @@ impl World {
         pace.last_ns = self.now_ns();
     }
 
+    /// Whether the machine has ended.
+    pub fn ended(&self) -> bool {
+        self.state().ended
+    }
+
     /// The machine has ended; its timer stops.
     pub fn end(&self) {
         self.state().ended = true;

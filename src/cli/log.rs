@@ -8,6 +8,8 @@ use crate::machine::blocks::{Completion, Outcome};
 use crate::machine::digest::{Digest, REGISTER_NAMES};
 use crate::machine::doors::EndReason;
 use crate::machine::snapshot::{Boot, NicConfig};
+use crate::transfer::file::skip_state;
+use crate::transfer::state::GuestState;
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 use std::fs::File;
@@ -72,8 +74,12 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// Writes what was asked for to `out`, and what people should know besides to `notes`.
 fn show<R: Read>(args: &LogArgs, mut log: LogReader<R>, mut out: impl Write, notes: impl Write) -> anyhow::Result<()> {
-    let shown =
-        if args.summary { show_summary(args, &mut log, &mut out) } else { show_entries(args, &mut log, &mut out) };
+    let state = skip_state(&mut log)?;
+    let shown = if args.summary {
+        show_summary(args, &mut log, state.as_ref(), &mut out)
+    } else {
+        show_entries(args, &mut log, &mut out)
+    };
     // What is whole before the damage is shown even so.
     out.flush()?;
     shown?;
@@ -85,7 +91,7 @@ fn show<R: Read>(args: &LogArgs, mut log: LogReader<R>, mut out: impl Write, not
 
 fn show_entries<R: Read>(args: &LogArgs, log: &mut LogReader<R>, out: &mut impl Write) -> anyhow::Result<()> {
     if !args.json {
-        writeln!(out, "# {}", headline(log.boot()))?;
+        writeln!(out, "# {}{}", headline(log.boot()), start(log))?;
     }
     let end = args.count.map_or(u64::MAX, |count| args.from.saturating_add(count));
     loop {
@@ -119,6 +125,11 @@ fn headline(boot: &Boot) -> String {
     format!(
         "guest \"{name}\", {memory_mib} MiB of memory, image of {image_kib} KiB, command line \"{command_line}\"{net}"
     )
+}
+
+/// Where a log starts that does not start at a boot.
+fn start<R: Read>(log: &LogReader<R>) -> String {
+    if log.from_snapshot() { format!(", from a snapshot before entry {} on", log.start()) } else { String::new() }
 }
 
 fn mac(card: &NicConfig) -> String {
@@ -219,8 +230,13 @@ fn hex(value: u64) -> String {
     format!("{value:016x}")
 }
 
-fn show_summary<R: Read>(args: &LogArgs, log: &mut LogReader<R>, out: &mut impl Write) -> anyhow::Result<()> {
-    let mut summary = Summary::default();
+fn show_summary<R: Read>(
+    args: &LogArgs,
+    log: &mut LogReader<R>,
+    state: Option<&GuestState>,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let mut summary = state.map_or_else(Summary::default, |state| Summary::from_clock(state.position.clock_ns()));
     loop {
         let before = log.entry_bytes();
         let Some(entry) = log.next_entry()? else { break };
@@ -264,6 +280,9 @@ fn summary_json<R: Read>(log: &LogReader<R>, summary: &Summary) -> Value {
             "image_bytes": boot.image.len(), "net": boot.net.as_ref().map(|card| {
                 json!({ "mac": mac(card), "mtu": card.mtu, "offloads": card.offloads })
             }) },
+        "from_snapshot": log.from_snapshot(),
+        "first_entry": log.start(),
+        "snapshots": log.snapshots(),
         "complete": log.complete(),
         "cut_bytes": cut_bytes,
         "file_bytes": log.offset() + cut_bytes,
@@ -278,7 +297,7 @@ fn summary_json<R: Read>(log: &LogReader<R>, summary: &Summary) -> Value {
 
 fn print_summary<R: Read>(log: &LogReader<R>, summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     let total = summary.total();
-    writeln!(out, "{}", headline(log.boot()))?;
+    writeln!(out, "{}{}", headline(log.boot()), start(log))?;
     match log.ending() {
         Some(Ending::Incomplete { cut_bytes }) => {
             writeln!(out, "incomplete: {}", incomplete(total.entries, cut_bytes))?
@@ -307,7 +326,13 @@ fn print_summary<R: Read>(log: &LogReader<R>, summary: &Summary, out: &mut impl 
         )?;
     }
     let (file, boot) = (log.offset(), log.boot_bytes());
-    writeln!(out, "{file} bytes of file: boot {boot}, entries {}, frames {}", total.bytes, file - boot - total.bytes)?;
+    let (states, begin) = (log.snapshot_bytes(), if log.from_snapshot() { "snapshot" } else { "boot" });
+    let frames = file - boot - states - total.bytes;
+    let on_the_way = match log.snapshots() {
+        0 => String::new(),
+        count => format!(", {count} snapshots on the way {states}"),
+    };
+    writeln!(out, "{file} bytes of file: {begin} {boot}, entries {}{on_the_way}, frames {frames}", total.bytes)?;
     print_gaps(summary, out)
 }
 

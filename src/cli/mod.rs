@@ -17,6 +17,7 @@ pub mod redis_benchmark;
 pub mod remote;
 pub mod replay;
 pub mod site;
+pub mod snapshot;
 pub mod status;
 
 use std::ffi::OsString;
@@ -54,6 +55,7 @@ enum Command {
     Resume(operate::ResumeArgs),
     Reset(operate::ResetArgs),
     Switch(operate::SwitchArgs),
+    Snapshot(snapshot::SnapshotArgs),
     Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
 }
@@ -103,6 +105,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Resume(args) => operate::resume(args),
         Command::Reset(args) => operate::reset(args),
         Command::Switch(args) => operate::switch(args),
+        Command::Snapshot(args) => snapshot::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Demo(args) => demo::run(args),
     }

@@ -1,5 +1,6 @@
 //! `lockstep replay`: runs a recorded guest again and checks that it is the same execution.
 
+use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,8 +16,9 @@ use crate::host::file_log::{FileSource, Watch};
 use crate::host::vcpu_thread::VcpuThread;
 use crate::log::entry::Entry;
 use crate::log::file::{LogError, LogReader};
+use crate::machine::Tracking;
 use crate::machine::doors::{ConsoleInput, EndReason, Halt};
-use crate::machine::{Machine, Tracking};
+use crate::transfer;
 
 /// Run a recorded guest again, and check every digest and output on the way.
 ///
@@ -25,6 +27,9 @@ use crate::machine::{Machine, Tracking};
 pub struct ReplayArgs {
     /// The log, written by `lockstep record` or kept by one side of a pair (`--log`)
     pub file: PathBuf,
+    /// Start at the last snapshot in the log (`lockstep record --snapshot-every`) at or before entry number N
+    #[arg(long, value_name = "N")]
+    pub from_entry: Option<u64>,
     /// Show what the guest wrote to its console
     #[arg(long)]
     pub show: bool,
@@ -38,6 +43,8 @@ pub struct ReplayArgs {
 pub struct Replayed {
     /// What was met.
     pub tally: Tally,
+    /// The entry from which on; 0 unless it started from a snapshot.
+    pub from: u64,
     /// How the guest ended; `None`: the log ends before the guest does.
     pub end: Option<EndReason>,
     /// The log was closed in an orderly way.
@@ -78,6 +85,17 @@ pub fn replay(path: &Path, show: bool, watch: Arc<Watch>, progress: impl Fn(u64)
     replay_before(path, Behind::console(Arc::new(Screen { show })), |_| (), watch, progress)
 }
 
+fn open(path: &Path, from_entry: Option<u64>) -> anyhow::Result<LogReader<File>> {
+    let opened = match from_entry {
+        Some(entry) => LogReader::open_near(path, entry),
+        None => LogReader::open(path),
+    };
+    opened.map_err(|error| match error {
+        LogError::Open { .. } => anyhow::Error::new(error), // names the file itself
+        error => anyhow::Error::new(error).context(path.display().to_string()),
+    })
+}
+
 /// Replays the log in `path` with `behind` behind the doors; `seen` is told of each entry that the machine takes.
 pub fn replay_before(
     path: &Path,
@@ -86,15 +104,23 @@ pub fn replay_before(
     watch: Arc<Watch>,
     progress: impl Fn(u64),
 ) -> anyhow::Result<Replayed> {
-    let reader = LogReader::open(path).map_err(|error| match error {
-        LogError::Open { .. } => anyhow::Error::new(error), // names the file itself
-        error => anyhow::Error::new(error).context(path.display().to_string()),
-    })?;
-    let boot = reader.boot().clone();
-    let mut machine = Machine::new(&boot, Tracking::On)?;
+    replay_from(open(path, None)?, behind, seen, watch, progress)
+}
+
+/// Replays the log in `reader` from where that stands.
+fn replay_from(
+    mut reader: LogReader<File>,
+    behind: Behind,
+    seen: impl FnMut(&Entry) + Send + 'static,
+    watch: Arc<Watch>,
+    progress: impl Fn(u64),
+) -> anyhow::Result<Replayed> {
+    let (mut machine, state) = transfer::file::machine(&mut reader, Tracking::On)?;
+    let from = state.map_or(0, |state| state.position.entries());
     let watched = watch.clone();
     let vcpu = VcpuThread::spawn(move || {
-        let mut door = ReplayDoor::new(FileSource::new(reader, watched).telling(seen), behind);
+        let mut door =
+            ReplayDoor::new(FileSource::new(reader, watched).telling(seen), behind).starting_paused(machine.paused());
         let began = Instant::now();
         let result = machine.run(&mut door);
         let took = began.elapsed();
@@ -118,7 +144,7 @@ pub fn replay_before(
         Err(halt) => return Err(halt.into()),
     };
     let complete = complete?;
-    Ok(Replayed { tally, end, complete, took })
+    Ok(Replayed { tally, from, end, complete, took })
 }
 
 /// `lockstep replay`.
@@ -136,7 +162,9 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
         ProgressBar::hidden()
     };
     let shown = bar.clone();
-    let result = replay(&args.file, args.show, watch, move |offset| shown.set_position(offset));
+    let screen = Behind::console(Arc::new(Screen { show: args.show }));
+    let result = open(&args.file, args.from_entry)
+        .and_then(|reader| replay_from(reader, screen, |_| (), watch, move |offset| shown.set_position(offset)));
     bar.finish_and_clear();
     match result {
         Ok(replayed) => {
@@ -167,12 +195,13 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn report(args: &ReplayArgs, replayed: &Replayed) {
-    let Replayed { tally, end, complete, took } = replayed;
+    let Replayed { tally, from, end, complete, took } = replayed;
     if args.json {
         println!(
             "{}",
             serde_json::json!({
                 "equivalent": true,
+                "from_entry": from,
                 "events": tally.events,
                 "outputs": tally.outputs,
                 "digests": tally.digests,
@@ -190,6 +219,9 @@ fn report(args: &ReplayArgs, replayed: &Replayed) {
         tally.outputs,
         took.as_secs_f64()
     );
+    if *from > 0 {
+        println!("from the snapshot before entry {from} on");
+    }
     match end {
         Some(reason) => {
             println!("{reason}");

@@ -1,8 +1,9 @@
-//! Asking a host something: its status (once, or again and again), or to do something to its machine.
+//! Asking a host something: its status (once, or again and again), to do something with the machine, or a snapshot of it.
 
 use super::dial::{DialError, open};
 use super::status::Status;
 use super::wire::{Answer, ClientMessage, Command, Reader, ServerMessage};
+use crate::log::frame::{Frame, FrameKind};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -34,7 +35,7 @@ pub async fn status(address: &str, patience: Duration) -> Result<Status, Request
     parse(request(address, patience, ClientMessage::StatusRequest, status_json).await, address)
 }
 
-/// Asks the host at `address` to do something to its machine.
+/// Asks the host at `address` for something to be done. (Not for a [snapshot].)
 pub async fn command(address: &str, command: Command, patience: Duration) -> Result<Answer, RequestError> {
     request(address, patience, ClientMessage::Control(command), |message| match message {
         ServerMessage::Answer(answer) => Some(answer),
@@ -42,6 +43,40 @@ pub async fn command(address: &str, command: Command, patience: Duration) -> Res
     })
     .await
     .map_err(|why| RequestError { address: address.into(), why: why.into() })
+}
+
+/// Asks the host at `address` for a snapshot. `frame` gets its frames, one after the other, parsed and as they are; the last is a close frame.
+/// `patience`: how long nothing may come.
+pub async fn snapshot(
+    address: &str,
+    patience: Duration,
+    mut frame: impl FnMut(Frame<'_>, &[u8]) -> std::io::Result<()>,
+) -> Result<Answer, RequestError> {
+    let all = async {
+        let (mut reader, mut writer) = open(address, patience).await?;
+        let answer = timeout(
+            patience,
+            exchange(&mut reader, &mut writer, ClientMessage::Control(Command::Snapshot), |message| match message {
+                ServerMessage::Answer(answer) => Some(answer),
+                _ => None,
+            }),
+        );
+        let answer = answer.await.map_err(|_| DialError::Silent)??;
+        while answer.accepted {
+            let next = timeout(patience, reader.frame()).await.map_err(|_| DialError::Silent)??;
+            let (parsed, whole) = next.ok_or(DialError::Closed)?;
+            if !matches!(parsed.kind, FrameKind::Transfer | FrameKind::Chunk | FrameKind::State | FrameKind::Close) {
+                return Err(DialError::NotLockstep);
+            }
+            let last = parsed.kind == FrameKind::Close;
+            frame(parsed, whole)?;
+            if last {
+                break;
+            }
+        }
+        Ok(answer)
+    };
+    all.await.map_err(|why: DialError| RequestError { address: address.into(), why: why.into() })
 }
 
 /// A connection on which a host is asked for its status again and again.

@@ -42,6 +42,10 @@ pub trait ControlHandler: Send + Sync {
     fn status(&self) -> Status;
     /// `who` asks for something.
     fn command(&self, command: Command, who: &Who) -> Result<Pending, ControlError>;
+    /// `who` asks for a snapshot: the frames of a log that starts from it. They end with a close frame; without one, it failed.
+    fn snapshot(&self, _who: &Who) -> Result<mpsc::Receiver<Vec<u8>>, ControlError> {
+        Err(ControlError::NotPossible("this host takes no snapshots"))
+    }
 }
 
 /// What becomes of a command.
@@ -68,6 +72,9 @@ pub enum ControlError {
     /// The guest has ended already.
     #[error("the guest has ended already")]
     Ended,
+    /// It cannot be done now or here, and why.
+    #[error("{0}")]
+    NotPossible(&'static str),
 }
 
 /// Why a connection ended before its time.
@@ -226,6 +233,9 @@ async fn accepted(
             Some(ClientMessage::Attach(attach)) => return Ok(Some(attach)),
             Some(ClientMessage::Input { .. }) => return Err(ConnectionError::OutOfPlace("input")),
             Some(ClientMessage::StatusRequest) => answer_status(shared, &mut out),
+            Some(ClientMessage::Control(Command::Snapshot)) => {
+                return send_snapshot(writer, who, shared).await.map(|()| None);
+            }
             Some(ClientMessage::Control(command)) => answer_control(shared, who, command, &mut out).await,
             Some(ClientMessage::KeepAlive) => {}
             None => return Ok(None),
@@ -434,6 +444,36 @@ async fn answer_control(shared: &Shared, who: &Who, command: Command, out: &mut 
     };
     tracing::info!(address = %who.address, ?command, accepted = answer.accepted, "control");
     ServerMessage::Answer(answer).encode(out);
+}
+
+/// Sends a snapshot, if there is one to be had, after which the connection ends.
+async fn send_snapshot(
+    writer: &mut (impl AsyncWrite + Unpin),
+    who: &Who,
+    shared: &Shared,
+) -> Result<(), ConnectionError> {
+    let (mut out, mut closing) = (Vec::new(), shared.closing.clone());
+    let (mut frames, answer) = match shared.control.snapshot(who) {
+        Ok(frames) => (Some(frames), Answer { accepted: true, text: "a snapshot is being taken".into() }),
+        Err(error) => (None, Answer { accepted: false, text: error.to_string() }),
+    };
+    ServerMessage::Answer(answer).encode(&mut out);
+    writer.write_all(&out).await?;
+    while let Some(receiver) = &mut frames {
+        // A client that does not read is given up: until then, the guest's pages wait in memory.
+        let next = tokio::select! {
+            biased;
+            _ = closing.wait_for(|&closing| closing) => None,
+            next = receiver.recv() => next,
+        };
+        match next {
+            Some(frame) => {
+                timeout(CLIENT_SILENCE_MAX, writer.write_all(&frame)).await.map_err(|_| ConnectionError::Silent)??;
+            }
+            None => frames = None,
+        }
+    }
+    Ok(())
 }
 
 async fn refuse(mut writer: impl AsyncWrite + Unpin, refusal: Refusal) -> Result<(), ConnectionError> {

@@ -44,6 +44,8 @@ pub enum GuestState {
     Running,
     /// Waiting in `hlt` for an event.
     Idle,
+    /// Paused by its operator.
+    Paused,
     /// Stalled by its host: a full log buffer, or (backup) an empty log.
     Stalled,
     /// Ended; why.
@@ -56,6 +58,7 @@ impl fmt::Display for GuestState {
             GuestState::Starting => f.write_str("starting"),
             GuestState::Running => f.write_str("running"),
             GuestState::Idle => f.write_str("idle"),
+            GuestState::Paused => f.write_str("paused"),
             GuestState::Stalled => f.write_str("stalled"),
             GuestState::Ended(why) => write!(f, "ended: {why}"),
         }

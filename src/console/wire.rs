@@ -5,7 +5,7 @@
 //! without trailing bytes.
 
 use super::status::Role;
-use crate::log::frame::{self, FrameError, FrameKind, HEADER_BYTES, Header};
+use crate::log::frame::{self, Frame, FrameError, FrameKind, HEADER_BYTES, Header};
 use bincode::{Decode, Encode};
 use std::io;
 use std::ops::Range;
@@ -93,6 +93,8 @@ pub enum Command {
     Reset,
     /// Have the other host of the pair run it from now on.
     Switch,
+    /// Send a snapshot: behind the answer come the frames of a log that starts from it, up to the close frame, and nothing else.
+    Snapshot,
 }
 
 /// The answer to a [`Command`].
@@ -329,6 +331,14 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         ServerMessage::decode(raw.kind, raw.number, &self.buffer[raw.payload]).map(Some)
     }
 
+    /// The next frame, of whatever kind, with all its bytes; `None` when the stream ends between two. Cancellation safe.
+    pub async fn frame(&mut self) -> Result<Option<(Frame<'_>, &[u8])>, WireError> {
+        let Some(raw) = self.raw_up_to(usize::MAX).await? else { return Ok(None) };
+        let whole = &self.buffer[..raw.payload.end];
+        let frame = frame::parse(whole)?.map(|(frame, _)| (frame, whole));
+        frame.ok_or(WireError::Cut).map(Some)
+    }
+
     /// Reads and forgets until the stream ends.
     pub async fn discard(&mut self) -> io::Result<()> {
         loop {
@@ -342,13 +352,17 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn raw(&mut self) -> Result<Option<Raw>, WireError> {
+        self.raw_up_to(PAYLOAD_MAX).await
+    }
+
+    async fn raw_up_to(&mut self, payload_max: usize) -> Result<Option<Raw>, WireError> {
         self.buffer.drain(..self.consumed);
         self.consumed = 0;
         loop {
             // Frames of files and of the logging channel may be large: they are not even waited for.
             if let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() {
                 let kind = Header::parse(header)?.kind;
-                if kind.max_payload() > PAYLOAD_MAX {
+                if kind.max_payload() > payload_max {
                     return Err(WireError::Kind(kind));
                 }
             }
@@ -358,7 +372,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 self.consumed = consumed;
                 return Ok(Some(raw));
             }
-            self.buffer.reserve(Self::READ_BYTES);
+            self.buffer.reserve(Self::READ_BYTES.max(payload_max.min(256 << 10)));
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(WireError::Cut) };
             }

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::snapshots::{self, Operated};
 
 use crate::console::hub::Hub;
 use crate::console::server::{ControlError, ControlHandler, Pending, Who};
@@ -54,6 +56,8 @@ pub struct Board {
     status: Mutex<Status>,
     /// Of the machine, once there is one: where it stands is asked of itself.
     safepoints: Mutex<Option<Safepoints>>,
+    /// Of the machine, while it lives here: what snapshots are taken of.
+    operated: Mutex<Option<Operated>>,
     began: Instant,
     requests: Mutex<VecDeque<Request>>,
     requested: Notify,
@@ -71,6 +75,7 @@ impl Board {
             hub,
             status: Mutex::new(status),
             safepoints: Mutex::new(None),
+            operated: Mutex::new(None),
             began: Instant::now(),
             requests: Mutex::default(),
             requested: Notify::new(),
@@ -86,6 +91,27 @@ impl Board {
     /// The machine whose instant is shown.
     pub fn watch(&self, safepoints: Safepoints) {
         *self.safepoints.lock().unwrap_or_else(PoisonError::into_inner) = Some(safepoints);
+    }
+
+    /// The machine that lives here.
+    pub fn operate(&self, operated: Operated) {
+        *self.operated.lock().unwrap_or_else(PoisonError::into_inner) = Some(operated);
+    }
+
+    fn operated(&self) -> Option<Operated> {
+        self.operated.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether what an operator wants is for this host.
+    fn may_be_asked(&self) -> Result<(), ControlError> {
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(status.guest, GuestState::Ended(_)) {
+            return Err(ControlError::Ended);
+        }
+        if !self.live.load(SeqCst) {
+            return Err(ControlError::NotLive(status.peer.clone()));
+        }
+        Ok(())
     }
 
     /// Whether this host runs the machine, so that a request to it is for this host.
@@ -124,6 +150,11 @@ impl ControlHandler for Board {
         if let Some(safepoints) = &*self.safepoints.lock().unwrap_or_else(PoisonError::into_inner) {
             (status.instant_exits, status.instant_polls) = (safepoints.exits(), safepoints.count());
         }
+        if status.guest == GuestState::Running
+            && self.operated().is_some_and(|operated| operated.subject.world.paused())
+        {
+            status.guest = GuestState::Paused;
+        }
         status.console = self.hub.console_status();
         status.outputs_held = status.console.outputs_held;
         status.uptime_ms = self.began.elapsed().as_millis() as u64;
@@ -131,14 +162,7 @@ impl ControlHandler for Board {
     }
 
     fn command(&self, command: Command, who: &Who) -> Result<Pending, ControlError> {
-        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(status.guest, GuestState::Ended(_)) {
-            return Err(ControlError::Ended);
-        }
-        if !self.live.load(SeqCst) {
-            return Err(ControlError::NotLive(status.peer.clone()));
-        }
-        drop(status);
+        self.may_be_asked()?;
         tracing::info!(who = %who.address, ?command, "asked for");
         Ok(match command {
             Command::Stop => {
@@ -162,7 +186,15 @@ impl ControlHandler for Board {
                 self.ask(Request::Switch(reply));
                 Pending::Later(answer)
             }
+            Command::Snapshot => return Err(ControlError::NotPossible("a snapshot needs a connection of its own")),
         })
+    }
+
+    fn snapshot(&self, who: &Who) -> Result<mpsc::Receiver<Vec<u8>>, ControlError> {
+        self.may_be_asked()?;
+        let operated = self.operated().ok_or(ControlError::NotPossible("this host takes no snapshots yet"))?;
+        tracing::info!(who = %who.address, "asked for a snapshot");
+        snapshots::stream(operated).map_err(|_| ControlError::NotPossible("there is no thread for the snapshot"))
     }
 }
 /// When the board is to be filled anew. A timer of its own: what else happens comes too seldom in an idle machine, and in a

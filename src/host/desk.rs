@@ -7,18 +7,20 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::board::{Board, Rate};
 use super::channel::Connection;
-use super::guest::{Guest, Surroundings};
+use super::guest::{Guest, Part, Surroundings};
 use super::keeper::Keeper;
 use super::outgoing::Batch;
 use super::outlets::Outlets;
 use super::precopy;
 use super::referee::Referee;
+use super::snapshots::Operated;
 use super::{HostError, Keeping};
 use crate::console::status::Role;
 use crate::machine::divergence::Divergence;
 use crate::machine::snapshot::Boot;
 use crate::replication::message::{Message, Refusal};
 use crate::replication::{Identity, Settings, StopReason};
+use crate::transfer::take::Subject;
 
 /// The desk at which the drivers take turns.
 pub(super) struct Desk {
@@ -44,6 +46,16 @@ pub(super) struct Desk {
 }
 
 impl Desk {
+    /// The machine that lives here may be asked for snapshots from now on.
+    pub fn operate(&self) {
+        if let Some(guest) = &self.guest
+            && let Part::Living(living) = &guest.part
+        {
+            let (world, pages, hub) = (living.world.clone(), guest.pages.clone(), self.outlets.hub.clone());
+            self.board.operate(Operated { subject: Subject { world, pages, hub }, boot: guest.boot.clone() });
+        }
+    }
+
     /// What the doors of a machine on this host need.
     pub fn surroundings(&self) -> Surroundings {
         Surroundings {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use super::snapshots::Inserts;
 use crate::doors::live::Log;
 use crate::doors::replay::{Next, Source};
 use crate::log::codec::Encoder;
@@ -17,17 +18,27 @@ use crate::machine::instant::Instant;
 /// A log file that a live machine writes.
 pub struct FileLog {
     writer: Option<LogWriter<File>>,
+    inserts: Arc<Inserts>,
 }
 
 impl FileLog {
     /// A log that goes to `writer`.
     pub fn new(writer: LogWriter<File>) -> Self {
-        FileLog { writer: Some(writer) }
+        FileLog { writer: Some(writer), inserts: Arc::default() }
+    }
+
+    /// The way for snapshots into the file.
+    pub fn inserts(&self) -> Arc<Inserts> {
+        self.inserts.clone()
     }
 
     /// Closes the file as complete; returns how many entries it has.
     pub fn close(&mut self) -> Result<u64, LogError> {
-        let Some(writer) = self.writer.take() else { return Ok(0) };
+        self.inserts.close();
+        let Some(mut writer) = self.writer.take() else { return Ok(0) };
+        for (frame, snapshot) in self.inserts.take() {
+            writer.put_state(&frame, snapshot)?;
+        }
         let entries = writer.entries();
         writer.close().map(|()| entries)
     }
@@ -42,6 +53,9 @@ impl Log for FileLog {
 
     fn append(&mut self, entry: &Entry) -> Result<u64, Halt> {
         let Some(writer) = &mut self.writer else { return Err(Halt::Requested(entry.at)) };
+        for (frame, snapshot) in self.inserts.take() {
+            written(writer.put_state(&frame, snapshot).map(|()| 0))?;
+        }
         let number = written(writer.append(entry))?;
         if matches!(entry.body, Body::Digest(_)) {
             // What a crash of this process may cost is what came since the last digest.
@@ -74,9 +88,9 @@ pub struct Watch {
 }
 
 impl<R: Read> FileSource<R> {
-    /// The entries of `reader`, from its first.
+    /// The entries of `reader`, from where it stands.
     pub fn new(reader: LogReader<R>, watch: Arc<Watch>) -> Self {
-        FileSource { reader, next: None, taken: 0, watch, seen: Box::new(|_| ()) }
+        FileSource { taken: reader.entries(), reader, next: None, watch, seen: Box::new(|_| ()) }
     }
 
     /// The same, and `seen` is told of each entry that the machine takes.

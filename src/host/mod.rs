@@ -23,6 +23,7 @@ mod progress;
 pub mod receiving;
 pub mod referee;
 mod report;
+pub mod snapshots;
 pub mod solo;
 mod transferring;
 pub mod vcpu_thread;

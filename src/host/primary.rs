@@ -127,6 +127,7 @@ impl<'a> Driver<'a> {
             // In this order: what waits for release is in its queue before anything is released.
             self.desk.outlets.go_live(self.protocol.generation(), Protection::HeldFrom(0))?;
             self.desk.board.set_live(true);
+            self.desk.operate();
         }
         let mut refresh = super::board::refresh();
         let mut horizon = tokio::time::interval(HORIZON_EVERY);
@@ -340,6 +341,7 @@ impl<'a> Driver<'a> {
         self.desk.board.set_live(true);
         tracing::info!(generation, ?protection, "the guest starts");
         self.desk.guest = Some(Guest::live(machine, Arc::new(boot), living, self.desk.surroundings())?);
+        self.desk.operate();
         Ok(())
     }
 

@@ -87,8 +87,8 @@ fn ask(arbiter: &dyn Arbiter, me: &Identity, question: Question) -> Answer {
             }
             holds.into()
         }
-        Question::Claim { expected, generation } => {
-            let claim: Claim = me.claim(generation);
+        Question::Claim { expected, generation, shared_with } => {
+            let claim = Claim { shared_with, ..me.claim(generation) };
             let verdict = arbiter.compare_and_set(me.vm(), expected, &claim);
             if let Err(error) = &verdict {
                 tracing::warn!(arbiter = arbiter.location(), error = error as &dyn std::error::Error, "no answer");

@@ -7,16 +7,19 @@ use tokio::sync::mpsc;
 
 use super::board::{Board, Request};
 use super::outlets::Outlets;
+use super::snapshots::{self, Inserts, Operated};
 use super::vcpu_thread::{self, VcpuThread};
 use super::{HostError, system};
 use crate::backends::priority::ordinary_this_thread;
 use crate::backends::world::World;
 use crate::console::hub::Protection;
-use crate::console::status::{GuestState, Role};
+use crate::console::status::{GuestState as Doing, Role};
 use crate::doors::live::{LiveDoor, Log};
 use crate::machine::Machine;
 use crate::machine::doors::{EndReason, Halt};
 use crate::machine::instant::Instant;
+use crate::transfer::state::GuestState;
+use crate::transfer::take::Subject;
 
 /// How long a guest has to reach an instant at which it can be stopped, after it was asked to stop.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -32,6 +35,15 @@ pub struct SoloEnd<L> {
     pub log: L,
 }
 
+/// Where a machine on its own comes from, and what goes into its log beside its entries.
+#[derive(Default)]
+pub struct From {
+    /// The rest of its guest's state, if it has run before.
+    pub state: Option<GuestState>,
+    /// Snapshots: the way into the log, and how often.
+    pub snapshots: Option<(Arc<Inserts>, Duration)>,
+}
+
 /// Runs `machine` in the world, logging to `log`, until its guest ends or [`Board`] is asked to stop it.
 pub async fn run<L: Log + Send + 'static>(
     mut machine: Machine,
@@ -39,9 +51,21 @@ pub async fn run<L: Log + Send + 'static>(
     digest_every_ns: u64,
     outlets: Outlets,
     board: Arc<Board>,
+    from: From,
 ) -> Result<SoloEnd<L>, HostError> {
     let safepoints = machine.safepoints();
-    let world = World::new(safepoints.clone(), 0, 0);
+    let shown_ns = from.state.as_ref().map_or(0, |state| state.guest_clock_ns);
+    let world = World::new(safepoints.clone(), shown_ns, shown_ns);
+    if let Some(state) = &from.state {
+        outlets.hub.restore(&state.console, state.position.entries());
+        if let Some(disk) = &outlets.disk {
+            // Nobody knows how far they came: they are made once more.
+            disk.adopt(machine.disk_in_flight());
+        }
+    }
+    let paused = machine.paused();
+    let subject = Subject { world: world.clone(), pages: machine.pages(), hub: outlets.hub.clone() };
+    board.operate(Operated { subject: subject.clone(), boot: machine.boot().clone() });
     world.set_host_name(
         &nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into()),
     );
@@ -53,7 +77,7 @@ pub async fn run<L: Log + Send + 'static>(
     board.update(|status| {
         status.role = Role::Unprotected;
         status.state = "alone".into();
-        status.guest = GuestState::Running;
+        status.guest = Doing::Running;
     });
     let (say, mut done) = mpsc::unbounded_channel();
     let thread = {
@@ -62,12 +86,16 @@ pub async fn run<L: Log + Send + 'static>(
         VcpuThread::spawn(move || {
             ordinary_this_thread();
             let mut door = LiveDoor::new(world, behind, log, digest_every_ns);
+            door.set_paused(paused);
             let result = machine.run(&mut door);
             // Nobody listens any more only when the process is ending.
             let _ = say.send((result, machine.at(), door.into_log()));
         })
         .map_err(system("start the vCPU thread"))?
     };
+    if let Some((inserts, every)) = from.snapshots {
+        snapshots::put_into_log(subject, inserts, every).map_err(system("start the thread of snapshots"))?;
+    }
     let mut stopping = false;
     let mut refresh = tokio::time::interval(Duration::from_millis(100));
     let ended = loop {
@@ -119,7 +147,7 @@ pub async fn run<L: Log + Send + 'static>(
     };
     board.update(|status| {
         let why = reason.as_ref().map_or("given up".into(), ToString::to_string);
-        status.guest = GuestState::Ended(why);
+        status.guest = Doing::Ended(why);
     });
     if reason.is_none() {
         outlets.hub.not_live(Role::Retired);

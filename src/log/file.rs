@@ -1,4 +1,5 @@
-//! The log file: a boot frame, entries frames, and a close frame when the recording ended as it should.
+//! The log file: a boot frame (or the state of a machine that has run), entries frames, and a close frame when the recording ended as it
+//! should. Between the entries there may be more states, to start a replay from.
 //! A file without the last is called incomplete and can be read up to its last whole frame: that is what
 //! a killed recorder leaves behind.
 
@@ -9,7 +10,7 @@ use super::frame::{self, FrameError, FrameKind, HEADER_BYTES, Header};
 use super::stream::{EntryStream, StreamError};
 use crate::machine::snapshot::Boot;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// Entries are gathered into frames of up to this many bytes.
@@ -78,6 +79,22 @@ pub enum LogError {
     /// The entries are not what the frames say.
     #[error("in the log's entries")]
     Stream(#[from] StreamError),
+    /// The log starts from the state of a machine, which nobody has asked for.
+    #[error("the log starts from a snapshot, which is to be read first")]
+    StateFirst,
+    /// The log ends, and nothing like the state that it should start from has come.
+    #[error("the log ends inside the snapshot that it starts from")]
+    CutState,
+    /// A state that belongs before another entry.
+    #[error("a snapshot of before entry {claimed} at byte {offset} of the log, before entry {found}")]
+    StatePlace {
+        /// Where the frame begins.
+        offset: u64,
+        /// What its frame says.
+        claimed: u64,
+        /// The entry that comes next.
+        found: u64,
+    },
     /// The close frame speaks of another number of entries.
     #[error("the log was closed after {claimed} entries, but has {found}")]
     WrongTotal {
@@ -125,6 +142,21 @@ impl<W: Write> EncodedWriter<W> {
         writer.write_frame(FrameKind::Boot, 0, 0, &encode_boot(boot)?)?;
         writer.frame = Vec::with_capacity(HEADER_BYTES + BATCH_BYTES);
         Ok(writer)
+    }
+
+    /// Goes on with a log on `out`, which has `written` bytes, the last of which are a state's before entry `next`.
+    pub fn continuing(out: W, written: u64, next: u64) -> Self {
+        let (batch, frame) = (Vec::with_capacity(BATCH_BYTES), Vec::with_capacity(HEADER_BYTES + BATCH_BYTES));
+        EncodedWriter { out, next, batch, batch_entries: 0, frame, written, broken: false }
+    }
+
+    /// Puts a chunk of a machine's state, or the rest of it, before the next entry. `snapshot` is the same number for all that belong together.
+    pub fn put_state(&mut self, frame: &OwnStateFrame, snapshot: u32) -> Result<(), LogError> {
+        self.write_batch()?;
+        match frame {
+            OwnStateFrame::Chunk(bytes) => self.write_frame(FrameKind::Chunk, snapshot.into(), 0, bytes),
+            OwnStateFrame::State(bytes) => self.write_frame(FrameKind::State, self.next, snapshot, bytes),
+        }
     }
 
     /// Appends `count` entries, the first of which has the number `first`, as the log's one encoder wrote
@@ -228,6 +260,17 @@ impl<W: Write> LogWriter<W> {
         Ok(LogWriter { out: EncodedWriter::new(out, boot)?, encoder: Encoder::new(), encoded: Vec::new() })
     }
 
+    /// Goes on with a log on `out`, which has `written` bytes, the last of which are a state's with this `position`.
+    pub fn continuing(out: W, written: u64, position: &Encoder) -> Self {
+        let out = EncodedWriter::continuing(out, written, position.entries());
+        LogWriter { out, encoder: position.clone(), encoded: Vec::new() }
+    }
+
+    /// Puts a chunk of a machine's state, or the rest of it, before the next entry. `snapshot` is the same number for all that belong together.
+    pub fn put_state(&mut self, frame: &OwnStateFrame, snapshot: u32) -> Result<(), LogError> {
+        self.out.put_state(frame, snapshot)
+    }
+
     /// The encoder, as far as it has come.
     pub fn encoder(&self) -> &Encoder {
         &self.encoder
@@ -264,6 +307,35 @@ impl<W: Write> LogWriter<W> {
     }
 }
 
+/// A part of a machine's state, to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnStateFrame {
+    /// Pages.
+    Chunk(Vec<u8>),
+    /// The rest.
+    State(Vec<u8>),
+}
+
+/// A part of a machine's state, as it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateFrame<'a> {
+    /// Pages.
+    Chunk(&'a [u8]),
+    /// The rest; the last.
+    State(&'a [u8]),
+}
+
+/// A state that comes before anything else does.
+#[derive(Clone, Copy, Debug)]
+struct Coming {
+    /// The number of its chunks.
+    snapshot: u32,
+    /// It is not the start of the file: entries, and chunks of other states, may come in between.
+    on_the_way: bool,
+    /// The entry that it belongs before, once its last frame was read.
+    before: Option<u64>,
+}
+
 /// How a log ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -281,8 +353,16 @@ pub enum Ending {
 pub struct LogReader<R: Read> {
     input: BufReader<R>,
     boot: Boot,
-    /// Bytes of the boot frame.
+    /// Bytes of what the log starts from.
     boot_bytes: u64,
+    /// The state of a machine that is to be read before the entries.
+    coming: Option<Coming>,
+    from_snapshot: bool,
+    /// Number of the first entry.
+    start: u64,
+    /// States met among the entries, and the bytes of their frames.
+    snapshots: u64,
+    snapshot_bytes: u64,
     stream: EntryStream,
     /// Bytes read up to and with the last whole frame.
     offset: u64,
@@ -300,6 +380,47 @@ impl LogReader<File> {
         let file = File::open(path).map_err(|source| LogError::Open { path: path.to_owned(), source })?;
         Self::new(file)
     }
+
+    /// The same, from the last state of the machine at or before entry number `entry`; from the log's start if there is none. The log's
+    /// frames are looked at up to there, not their contents.
+    pub fn open_near(path: &Path, entry: u64) -> Result<Self, LogError> {
+        let mut reader = Self::open(path)?;
+        let start = reader.offset;
+        let (mut offset, mut first_chunk, mut best) = (start, None, None);
+        loop {
+            let mut header = [0; HEADER_BYTES];
+            match reader.input.read_exact(&mut header) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(LogError::Read(error)),
+            }
+            // What is no frame is for whoever reads on to there.
+            let Ok(header) = Header::parse(&header) else { break };
+            match header.kind {
+                FrameKind::Chunk => {
+                    first_chunk =
+                        first_chunk.filter(|&(number, _)| number == header.number).or(Some((header.number, offset)));
+                }
+                FrameKind::State if header.number > entry => break,
+                FrameKind::State => {
+                    let of_this = first_chunk.take().filter(|&(number, _)| number == u64::from(header.count));
+                    best = Some((header.count, of_this.map_or(offset, |(_, at)| at)));
+                }
+                FrameKind::Entries => {}
+                _ => break,
+            }
+            offset += (HEADER_BYTES + header.length) as u64;
+            reader.input.seek_relative(header.length as i64).map_err(LogError::Read)?;
+        }
+        // The state at the very start of the file is read as such.
+        if let Some((snapshot, at)) = best.filter(|&(_, at)| at != start) {
+            reader.coming = Some(Coming { snapshot, on_the_way: true, before: None });
+            reader.offset = at;
+        }
+        let at = reader.offset;
+        reader.input.seek(io::SeekFrom::Start(at)).map_err(LogError::Read)?;
+        Ok(reader)
+    }
 }
 
 impl<R: Read> LogReader<R> {
@@ -307,16 +428,22 @@ impl<R: Read> LogReader<R> {
     pub fn new(input: R) -> Result<Self, LogError> {
         let mut input = BufReader::with_capacity(BATCH_BYTES, input);
         let mut payload = Vec::new();
-        match read_frame(&mut input, 0, &mut payload)? {
-            Next::Frame(Header { kind: FrameKind::Boot, .. }) => {}
+        let from_snapshot = match read_frame(&mut input, 0, &mut payload)? {
+            Next::Frame(Header { kind: FrameKind::Boot, .. }) => false,
+            Next::Frame(Header { kind: FrameKind::Transfer, .. }) => true,
             Next::Frame(Header { kind, .. }) => return Err(LogError::Unexpected { offset: 0, kind }),
             Next::Cut(bytes) => return Err(LogError::CutBoot(bytes)),
-        }
+        };
         let (boot, boot_bytes) = (decode_boot(&payload)?, (HEADER_BYTES + payload.len()) as u64);
         Ok(LogReader {
             input,
             boot,
             boot_bytes,
+            coming: from_snapshot.then_some(Coming { snapshot: 0, on_the_way: false, before: None }),
+            from_snapshot,
+            start: 0,
+            snapshots: 0,
+            snapshot_bytes: 0,
             stream: EntryStream::new(),
             offset: boot_bytes,
             payload: Vec::new(),
@@ -343,7 +470,81 @@ impl<R: Read> LogReader<R> {
         entry
     }
 
+    /// Whether the state of a machine comes first, to be read by [`next_state_frame`](Self::next_state_frame).
+    pub fn state_comes(&self) -> bool {
+        self.coming.is_some()
+    }
+
+    /// Whether the file starts from the state of a machine that has run, rather than from its boot.
+    pub fn from_snapshot(&self) -> bool {
+        self.from_snapshot
+    }
+
+    /// How many states of the machine were met among the entries so far.
+    pub fn snapshots(&self) -> u64 {
+        self.snapshots
+    }
+
+    /// Bytes of these, frames included, and of those that did not become whole.
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.snapshot_bytes
+    }
+
+    /// Number of the first entry: 0, unless the state of a machine comes first. Known once that was read.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The next part of the state that comes first.
+    pub fn next_state_frame(&mut self) -> Result<StateFrame<'_>, LogError> {
+        let Some(coming) = self.coming.filter(|coming| coming.before.is_none()) else {
+            return Err(LogError::StateFirst);
+        };
+        loop {
+            let offset = self.offset;
+            let Next::Frame(header) = read_frame(&mut self.input, offset, &mut self.payload)? else {
+                return Err(LogError::CutState);
+            };
+            self.offset += (HEADER_BYTES + header.length) as u64;
+            let own = match header.kind {
+                FrameKind::Chunk => header.number == u64::from(coming.snapshot),
+                FrameKind::State => header.count == coming.snapshot,
+                FrameKind::Entries if coming.on_the_way => false,
+                kind => return Err(LogError::Unexpected { offset, kind }),
+            };
+            if !own && !coming.on_the_way {
+                return Err(LogError::Unexpected { offset, kind: header.kind });
+            }
+            if own {
+                self.decoded = self.payload.len();
+                if header.kind == FrameKind::Chunk {
+                    return Ok(StateFrame::Chunk(&self.payload));
+                }
+                self.coming = Some(Coming { before: Some(header.number), ..coming });
+                return Ok(StateFrame::State(&self.payload));
+            }
+        }
+    }
+
+    /// The state has been read, and its position is this: the entries behind it come next.
+    pub fn go_on_from(&mut self, position: &Encoder) -> Result<(), LogError> {
+        let Some(Coming { before: Some(claimed), on_the_way, .. }) = self.coming else {
+            return Err(LogError::StateFirst);
+        };
+        if claimed != position.entries() {
+            return Err(LogError::StatePlace { offset: self.offset, claimed, found: position.entries() });
+        }
+        (self.coming, self.stream, self.start) = (None, EntryStream::continuing(position), claimed);
+        if !on_the_way {
+            self.boot_bytes = self.offset;
+        }
+        Ok(())
+    }
+
     fn advance(&mut self) -> Result<Option<Entry>, LogError> {
+        if self.coming.is_some() {
+            return Err(LogError::StateFirst);
+        }
         loop {
             let mut rest = &self.payload[self.decoded..];
             let before = rest.len();
@@ -371,9 +572,22 @@ impl<R: Read> LogReader<R> {
         };
         self.decoded = 0;
         self.offset += (HEADER_BYTES + header.length) as u64;
+        if matches!(header.kind, FrameKind::Chunk | FrameKind::State) {
+            self.snapshot_bytes += (HEADER_BYTES + header.length) as u64;
+        }
         match header.kind {
             FrameKind::Entries => self.stream.begin(header.number, header.count)?,
             FrameKind::Close => self.close(header)?,
+            // States on the way are for those who start from them.
+            FrameKind::Chunk => self.payload.clear(),
+            FrameKind::State => {
+                let (claimed, found) = (header.number, self.entries());
+                if claimed != found {
+                    return Err(LogError::StatePlace { offset, claimed, found });
+                }
+                self.snapshots += 1;
+                self.payload.clear();
+            }
             kind => return Err(LogError::Unexpected { offset, kind }),
         }
         Ok(())

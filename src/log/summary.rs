@@ -48,7 +48,7 @@ pub enum Basis {
 /// Log bytes over guest time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// The guest time from boot, in nanoseconds; never 0.
+    /// The guest time from the log's start, in nanoseconds; never 0.
     pub span_ns: u64,
     /// Encoded bytes logged in that time, without frames.
     pub bytes: u64,
@@ -72,6 +72,8 @@ pub struct Summary {
     received: Traffic,
     sent: Traffic,
     last_polls: u64,
+    /// What the clock showed before.
+    began_ns: u64,
     /// The last clock read, and what had been logged up to and with it.
     clock_ns: u64,
     bytes_at_clock: u64,
@@ -87,6 +89,7 @@ impl Default for Summary {
             received: Traffic::default(),
             sent: Traffic::default(),
             last_polls: 0,
+            began_ns: 0,
             clock_ns: 0,
             bytes_at_clock: 0,
             ticks_at_clock: 0,
@@ -95,6 +98,11 @@ impl Default for Summary {
 }
 
 impl Summary {
+    /// The numbers of a log that goes on where the guest has read its clock up to `clock_ns`.
+    pub fn from_clock(clock_ns: u64) -> Self {
+        Summary { began_ns: clock_ns, clock_ns, ..Summary::default() }
+    }
+
     /// Counts an entry that takes up this many encoded bytes.
     pub fn add(&mut self, entry: &Entry, bytes: u64) {
         for total in [&mut self.kinds[entry.body.kind() as usize], &mut self.total] {
@@ -160,8 +168,9 @@ impl Summary {
     /// came after its last read.
     pub fn rate(&self) -> Option<Rate> {
         let ticks = self.kind(Kind::Tick).entries;
-        if self.clock_ns > 0 && self.ticks_at_clock >= ticks.div_ceil(2) {
-            Some(Rate { span_ns: self.clock_ns, bytes: self.bytes_at_clock, basis: Basis::Clock })
+        let span_ns = self.clock_ns.saturating_sub(self.began_ns);
+        if span_ns > 0 && self.ticks_at_clock >= ticks.div_ceil(2) {
+            Some(Rate { span_ns, bytes: self.bytes_at_clock, basis: Basis::Clock })
         } else if ticks > 0 {
             let span_ns = ticks.saturating_mul(1_000_000_000 / ASSUMED_TICK_HZ);
             Some(Rate { span_ns, bytes: self.total.bytes, basis: Basis::Ticks })

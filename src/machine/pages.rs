@@ -59,9 +59,13 @@ impl Pages {
         self.inner.safepoints.page().map(|address| (address / PAGE) as u32)
     }
 
-    /// From now on, what is written is remembered for the copier. The first [`take_written`](Self::take_written) names all pages.
+    /// From now on, what is written is remembered for the copier. The first [`take_written`](Self::take_written) names all pages. There is one
+    /// copier at a time: [`KvmError::Copied`] until the one before has said [`end_copy`](Self::end_copy).
     pub fn begin_copy(&self) -> Result<(), KvmError> {
         let mut collector = self.collector();
+        if collector.copier.is_some() {
+            return Err(KvmError::Copied);
+        }
         if !collector.logging {
             self.inner.vm.log_written_pages(true)?;
             collector.logging = true;

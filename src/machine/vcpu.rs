@@ -48,6 +48,9 @@ pub enum KvmError {
     /// The host's CPU is of another kind.
     #[error(transparent)]
     Cpu(#[from] cpuid::CpuMismatch),
+    /// Only one at a time can.
+    #[error("somebody copies the guest's memory already")]
+    Copied,
     /// A processor's state that cannot be.
     #[error("a processor cannot be in this state: {0}")]
     State(&'static str),

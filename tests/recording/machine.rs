@@ -257,8 +257,9 @@ pub fn replay_with(file: &Path, disk: Arc<dyn Disk>) -> Ran {
 
 /// A log's boot and entries.
 pub fn read_log(file: &Path) -> (Boot, Vec<Entry>) {
-    let reader = LogReader::open(file).expect("a log");
+    let mut reader = LogReader::open(file).expect("a log");
     let boot = reader.boot().clone();
+    lockstep::transfer::file::skip_state(&mut reader).expect("a state");
     (boot, reader.map(|entry| entry.expect("a readable entry")).collect())
 }
 

@@ -42,7 +42,8 @@ impl Process {
         Self::spawn_as_is(command)
     }
 
-    fn spawn_as_is(mut command: Command) -> Self {
+    /// Starts a command as it is, but for its standard output, which is kept.
+    pub fn spawn_as_is(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command.env_remove("LOCKSTEP_LOG").env_remove("RUST_BACKTRACE");
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
