@@ -107,7 +107,7 @@ fn a_guest_with_a_disk_goes_on_in_another_machine() {
             disk.get_or_init(|| Arc::new(SlowDisk::start(world, manner))).clone()
         });
         assert!(recorded.screen.contains("the end, ok"), "{recorded:?}");
-        let (end, moves, tally, screen) = replay_moving(&file, seed, 25);
+        let (end, moves, tally, screen) = replay_moving(&file, seed, 6);
         assert!(matches!(end, Ok(EndReason::Exit(0))), "seed {seed}, {moves:?}: {end:?}");
         assert_eq!((tally.digests, screen), (digests(&read_log(&file).1), recorded.screen));
         println!("{guest}: {moves:?}, {} digests", tally.digests);
