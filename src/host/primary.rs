@@ -260,9 +260,8 @@ impl<'a> Driver<'a> {
             }
             Action::EndTransfer => {
                 if let Some(transferring) = self.transferring.take() {
-                    transferring.end(&self.living);
+                    transferring.end(&self.living, &self.desk.outlets);
                 }
-                self.living.outgoing.join();
             }
             Action::SwitchGuest => self.living.world.control(Control::Switch),
             Action::NoSwitch(why) => {

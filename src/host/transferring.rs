@@ -8,6 +8,7 @@ use super::outlets::Outlets;
 use super::precopy::{self, PreCopy, Sent, Source};
 use super::progress::Bar;
 use super::{HostError, system};
+use crate::console::hub::Protection;
 use crate::console::status::TransferStatus;
 
 /// A transfer under way.
@@ -76,9 +77,13 @@ impl Transferring {
         self.state.as_mut().map(|(_, bytes)| std::mem::take(bytes)).unwrap_or_default()
     }
 
-    /// Its backup is gone, or has everything.
-    pub fn end(self, living: &Living) {
+    /// Its backup is gone: the guest runs on as if there had been none.
+    pub fn end(self, living: &Living, outlets: &Outlets) {
         self.bar.finish();
+        if self.copy.give_up() {
+            living.outgoing.join();
+            outlets.set_protection(Protection::Unprotected);
+        }
         living.world.set_slow_down(0);
     }
 
