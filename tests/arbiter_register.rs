@@ -12,7 +12,7 @@ use tempfile::TempDir;
 const VM: &str = "vm";
 
 fn claim(generation: u64, host: u64) -> Claim {
-    Claim { generation, host, host_name: format!("host {host}") }
+    Claim { generation, host, host_name: format!("host {host}"), shared_with: None }
 }
 
 fn fresh() -> (TempDir, RegisterFile) {
@@ -173,6 +173,17 @@ fn flaw(register: &RegisterFile, bytes: &[u8]) -> Flaw {
     assert!(matches!(register.compare_and_set(VM, Some(1), &claim(2, 1)), Err(ArbiterError::Corrupt { .. })));
     assert_eq!(fs::read(register.path(VM).unwrap()).unwrap(), held, "a damaged register was written over");
     flaw
+}
+
+#[test]
+fn a_generation_won_for_two_is_told_from_one_won_alone() {
+    let (_directory, register) = fresh();
+    let shared = Claim { shared_with: Some(7), ..claim(3, 0xabc) };
+    assert_eq!(register.compare_and_set(VM, None, &shared).unwrap(), Verdict::Won);
+    assert_eq!(register.read(VM).unwrap(), Some(shared.clone()));
+    assert_eq!(register.compare_and_set(VM, None, &shared).unwrap(), Verdict::Won, "asked again");
+    let alone = register.compare_and_set(VM, None, &claim(3, 0xabc)).unwrap();
+    assert_eq!(alone, Verdict::Lost(Some(shared)));
 }
 
 #[test]

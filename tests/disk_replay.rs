@@ -1,6 +1,6 @@
 //! Promise: a replay is the same execution also of a guest with a disk, whenever and in whatever order the recording host has carried out what the
 //! guest asked for. The torture of the disk is recorded on a busy host, with requests that overtake each other, that overlap and that fail; the replay has no disk, and comes to the
-//! same requests, bytes and digests. Short: some rounds of each kind. `LOCKSTEP_ROUNDS=n` runs n, `LOCKSTEP_SEED` repeats a run.
+//! same requests, bytes and digests. Short: some rounds of each kind. The same through the programs, with an image that is gone when the log is replayed. `LOCKSTEP_ROUNDS=n` runs n, `LOCKSTEP_SEED` repeats a run.
 #![allow(clippy::disallowed_methods, reason = "tests are the outside world")]
 
 mod recording;
@@ -17,6 +17,7 @@ use lockstep::machine::snapshot::Boot;
 use recording::disk::{CONFIG, Manner, ReadingDisk, SlowDisk, Work};
 use recording::load::{Load, next};
 use recording::machine::{Ran, Recording, boot, digests, read_log, record_with, replay_with, write_log};
+use recording::process::{lockstep, path, text};
 
 fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
@@ -216,4 +217,48 @@ fn another_answer_of_the_disk_is_another_execution() {
         true
     });
     unknown.divergence();
+}
+
+/// The programs themselves, with an image: the log alone is what the replay needs.
+#[test]
+fn a_recording_with_an_image_replays_when_the_image_is_gone() {
+    let _alone = alone();
+    let directory = tempfile::tempdir().expect("a directory");
+    let (image, log) = (directory.path().join("image"), directory.path().join("log"));
+    for round in 0..number("LOCKSTEP_ROUNDS").unwrap_or(12).div_ceil(4) {
+        let file = std::fs::File::create(&image).expect("an image");
+        file.set_len(32 << 20).expect("a sparse file");
+        drop(file);
+        let _ = std::fs::remove_file(&log);
+        let arguments = [
+            "record",
+            "--detached",
+            "--digest-interval",
+            "20",
+            "--memory",
+            "64",
+            "--guest",
+            "disk",
+            "--log",
+            path(&log),
+        ];
+        let seed = getrandom::u64().expect("a random number") >> 1;
+        let guest = format!("seed={seed} operations=3000 depth=32 overlap=1 size=30000000 hz=250");
+        let words: Vec<&str> = guest.split(' ').collect();
+        let output = lockstep(&[&arguments[..], &["--disk", path(&image), "--"], &words].concat());
+        assert!(output.status.success(), "{guest}: {}", text(&output));
+        let (_, entries) = read_log(&log);
+        assert_eq!(entries.last().map(|entry| &entry.body), Some(&Body::End(EndReason::Exit(0))), "{guest}");
+        let (logged, digests) = (logged(&entries), digests(&entries));
+        assert!(logged.asked > 2500 && logged.completed == logged.asked && digests > 3, "{logged:?} {digests}");
+
+        std::fs::remove_file(&image).expect("the image");
+        let output = lockstep(&["replay", "--json", path(&log)]);
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let same = output.status.success() && told["equivalent"] == true && told["complete"] == true;
+        if !(same && told["digests"] == digests) {
+            keep(&log, &guest, &text(&output));
+        }
+        println!("round {round}: {guest}: {logged:?}, {digests} digests, replayed in {} s", told["seconds"]);
+    }
 }

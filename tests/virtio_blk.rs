@@ -171,13 +171,16 @@ fn a_long_stream_of_requests_reads_back_what_was_written() {
     assert_eq!((counters.done, counters.failed, counters.refused, counters.forgotten), (asked, 0, 0, 0));
 }
 
+/// What it is, its status, its kind, sector, data to be read and room to be written.
+type Refused = (&'static str, u8, u32, u64, Vec<(u64, u32)>, Vec<(u64, u32)>);
+
 /// Requests the device answers by itself: nothing of them reaches the world.
 #[test]
 fn what_is_no_request_is_refused_as_the_specification_says() {
     let buffer = |length: u32| vec![(BUFFERS, length)];
     let none = Vec::new;
     let most = MAX_REQUEST as u32;
-    let cases: Vec<(&str, u8, u32, u64, Vec<(u64, u32)>, Vec<(u64, u32)>)> = vec![
+    let cases: Vec<Refused> = vec![
         ("read of nothing", IO_ERROR, VIRTIO_BLK_T_IN, 0, none(), none()),
         ("read of half a sector", IO_ERROR, VIRTIO_BLK_T_IN, 0, none(), buffer(256)),
         ("read of a sector and a byte", IO_ERROR, VIRTIO_BLK_T_IN, 0, none(), buffer(513)),

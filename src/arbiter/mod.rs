@@ -18,6 +18,9 @@ pub struct Claim {
     pub host: u64,
     /// Name of its host, for people; see [`is_name`].
     pub host_name: String,
+    /// After a planned switch: random number of the process that shares the generation, as the backup of the one that won it. It may go on
+    /// from it, as any backup may that knows of its primary. `None`: it was won alone.
+    pub shared_with: Option<u64>,
 }
 
 /// The most bytes in the name of a VM or a host: with an ending it must still do for a file.

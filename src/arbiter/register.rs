@@ -121,7 +121,10 @@ impl Arbiter for RegisterFile {
             .map_err(|(_, errno)| storage("lock", &path, io::Error::from(errno)))?;
 
         let held = self.read(vm)?;
-        if held.as_ref().is_some_and(|held| (held.generation, held.host) == (claim.generation, claim.host)) {
+        let same = |held: &Claim| {
+            (held.generation, held.host, held.shared_with) == (claim.generation, claim.host, claim.shared_with)
+        };
+        if held.as_ref().is_some_and(same) {
             // Set by an earlier call, which may have died before this.
             self.sync()?;
             return Ok(Verdict::Won);
@@ -144,8 +147,11 @@ fn storage(what: &'static str, path: &Path, source: io::Error) -> ArbiterError {
 }
 
 fn render(vm: &str, claim: &Claim) -> String {
-    let Claim { generation, host, host_name } = claim;
+    let Claim { generation, host, host_name, shared_with } = claim;
     let mut text = format!("{MAGIC}\nvm {vm}\ngeneration {generation}\nhost {host:016x}\nhost-name {host_name}\n");
+    if let Some(other) = shared_with {
+        writeln!(text, "shared-with {other:016x}").expect("a String takes everything");
+    }
     let check = crc32fast::hash(text.as_bytes());
     writeln!(text, "check {check:08x}").expect("a String takes everything");
     text
@@ -174,5 +180,9 @@ fn parse(vm: &str, bytes: &[u8]) -> Result<Claim, Flaw> {
     let generation = line("generation")?.parse().map_err(|_| Flaw::Line("generation"))?;
     let host = u64::from_str_radix(line("host")?, 16).map_err(|_| Flaw::Line("host"))?;
     let host_name = line("host-name")?.to_string();
-    Ok(Claim { generation, host, host_name })
+    let shared_with = lines.next().map(|line| {
+        let number = line.strip_prefix("shared-with ").and_then(|number| u64::from_str_radix(number, 16).ok());
+        number.ok_or(Flaw::Line("shared-with"))
+    });
+    Ok(Claim { generation, host, host_name, shared_with: shared_with.transpose()? })
 }

@@ -7,6 +7,7 @@
 mod alone;
 mod codec;
 mod compute;
+mod disk;
 mod failover;
 mod lag;
 mod log_rate;
@@ -16,6 +17,7 @@ mod protected;
 mod replay;
 pub mod report;
 pub mod statistics;
+mod transfer;
 
 use std::time::Duration;
 
@@ -97,6 +99,18 @@ pub const MEASUREMENTS: &[Measurement] = &[
         about: "the pause that clients on the network see, alone (only if named; needs root)",
         by_name_only: true,
         run: net::kills::run,
+    },
+    Measurement {
+        name: disk::NAME,
+        about: "a guest bound by its disk, protected and unprotected",
+        by_name_only: false,
+        run: disk::run,
+    },
+    Measurement {
+        name: transfer::NAME,
+        about: "a new backup for a running guest, and planned switches (only if named; needs root)",
+        by_name_only: true,
+        run: transfer::run,
     },
 ];
 

@@ -81,11 +81,14 @@ pub struct Place<'a> {
     pub channel: &'a str,
     /// What its side is told of the guest's network card.
     pub net: Option<&'a str>,
+    /// What its side is told of the guest's disk.
+    pub disk: Option<&'a str>,
 }
 
 impl<'a> Place<'a> {
-    fn loopback(host: &'a str) -> Self {
-        Place { host, namespace: None, control: "127.0.0.1", channel: "127.0.0.1", net: None }
+    /// A place in this process's own network.
+    pub fn loopback(host: &'a str) -> Self {
+        Place { host, namespace: None, control: "127.0.0.1", channel: "127.0.0.1", net: None, disk: None }
     }
 }
 
@@ -107,6 +110,7 @@ impl Side {
         let mut child = command
             .args([subcommand, "--host", place.host, "--name", VM, "--control", &control])
             .args(place.net.into_iter().flat_map(|net| ["--net", net]))
+            .args(place.disk.into_iter().flat_map(|disk| ["--disk", disk]))
             .args(rest)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -231,10 +235,17 @@ impl Drop for Side {
 pub struct Unprotected {
     /// Runs the guest.
     pub primary: Side,
-    _scratch: Scratch,
+    channel: String,
+    scratch: Scratch,
 }
 
 impl Unprotected {
+    /// Starts a backup for it; the guest's state has yet to get there.
+    pub fn join(self, place: &Place) -> anyhow::Result<Pair> {
+        let Unprotected { primary, channel, scratch } = self;
+        Pair::of(primary, &channel, scratch, place)
+    }
+
     /// A console of it.
     pub async fn console(&self) -> anyhow::Result<Client> {
         console([&self.primary.control]).await
@@ -302,8 +313,14 @@ impl Pair {
         options: &[&str],
     ) -> anyhow::Result<Self> {
         let (primary, channel, scratch) = primary(here, application, arguments, options)?;
+        Self::of(primary, &channel, scratch, there)
+    }
+
+    /// A primary and a backup that is started there.
+    fn of(primary: Side, channel: &str, scratch: Scratch, there: &Place) -> anyhow::Result<Self> {
         let register = scratch.path("register").display().to_string();
-        let words = ["backup", "--primary", &channel, "--arbiter", &register];
+        let listen = format!("{}:0", there.channel);
+        let words = ["backup", "--primary", channel, "--channel", &listen, "--arbiter", &register];
         let backup = Side::spawn(there, &words)?;
         let mut pair = Pair { primary, backup, _scratch: scratch };
         let [console] = pair.backup.listens(&["console"])?.try_into().unwrap_or_default();
@@ -313,13 +330,19 @@ impl Pair {
 
     /// The same guest on a primary on loopback that goes on alone from the start.
     pub fn unprotected(application: &str, arguments: &str) -> anyhow::Result<Unprotected> {
-        Self::unprotected_at(&Place::loopback("alpha"), application, arguments)
+        Self::unprotected_at(&Place::loopback("alpha"), application, arguments, &[])
     }
 
     /// The same on a host.
-    pub fn unprotected_at(place: &Place, application: &str, arguments: &str) -> anyhow::Result<Unprotected> {
-        let (primary, _, scratch) = primary(place, application, arguments, &["--start-alone"])?;
-        Ok(Unprotected { primary, _scratch: scratch })
+    pub fn unprotected_at(
+        place: &Place,
+        application: &str,
+        arguments: &str,
+        options: &[&str],
+    ) -> anyhow::Result<Unprotected> {
+        let options = [&["--start-alone"], options].concat();
+        let (primary, channel, scratch) = primary(place, application, arguments, &options)?;
+        Ok(Unprotected { primary, channel, scratch })
     }
 
     /// A console that knows both sides.

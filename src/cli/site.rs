@@ -194,8 +194,52 @@ impl Site {
 
     /// The same guest on host A alone.
     pub fn unprotected(&self, application: &str, arguments: &str) -> anyhow::Result<Unprotected> {
+        self.unprotected_with(application, arguments, &[])
+    }
+
+    /// The same, with more options.
+    pub fn unprotected_with(
+        &self,
+        application: &str,
+        arguments: &str,
+        options: &[&str],
+    ) -> anyhow::Result<Unprotected> {
         self.forget_the_guest()?;
-        Pair::unprotected_at(&self.place(0, &nets()[0]), application, arguments)
+        Pair::unprotected_at(&self.place(0, &nets()[0]), application, arguments, options)
+    }
+
+    /// A backup on host B for a guest that runs on host A.
+    pub fn join(&self, unprotected: Unprotected) -> anyhow::Result<Pair> {
+        unprotected.join(&self.place(1, &nets()[1]))
+    }
+
+    /// Limits the logging channel's cable to so many Gbit/s each way, or no longer.
+    pub fn limit_the_link(&self, gbit_per_s: Option<u32>) -> anyhow::Result<()> {
+        for host in ["a", "b"] {
+            let namespace = format!("{}-{host}", self.name);
+            let mut command = Command::new("tc");
+            command.args(["-n", &namespace, "qdisc"]);
+            match gbit_per_s {
+                // Room for what a timer tick lets through.
+                Some(rate) => command.args([
+                    "replace",
+                    "dev",
+                    "log",
+                    "root",
+                    "tbf",
+                    "rate",
+                    &format!("{rate}gbit"),
+                    "burst",
+                    &format!("{rate}mb"),
+                    "latency",
+                    "20ms",
+                ]),
+                None => command.args(["delete", "dev", "log", "root"]),
+            };
+            let output = command.output().context("cannot start `tc`: install iproute2")?;
+            ensure!(output.status.success(), "`tc` cannot limit the link: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
     }
 
     /// A guest that is booted says nothing before it is asked. The client must ask, and not remember where the last guest died.
@@ -210,6 +254,7 @@ impl Site {
             control: LAN[index],
             channel: LOG[index],
             net: Some(net),
+            disk: None,
         }
     }
 }

@@ -93,8 +93,10 @@ mod tests {
         assert_eq!(left.take(), Some((0, BLOCK)), "it changed meanwhile");
         assert_eq!((left.take(), left.left_bytes()), (None, 0));
         left.add(0, size);
+        let mut pieces: Vec<_> = std::iter::from_fn(|| left.take()).collect();
+        pieces.sort_unstable();
         let mut copied = 0;
-        while let Some((at, length)) = left.take() {
+        for (at, length) in pieces {
             assert_eq!(at, copied);
             assert!(length <= PIECE * BLOCK);
             copied += length;

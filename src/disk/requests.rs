@@ -324,7 +324,9 @@ impl Queue {
             self.unexecuted -= 1;
             self.unexecuted_bytes -= bytes;
         }
-        if !(is_read && self.gate.live && self.is_elsewhere(entry)) {
+        // What the backup has yet to read on the same image must not change before.
+        let echoes = self.mode == Mode::Shared && is_read && self.gate.live && self.is_elsewhere(entry);
+        if !echoes {
             self.unblock(job.number);
         }
         match logged {
@@ -385,7 +387,8 @@ impl Queue {
                 self.done.pop_front();
                 continue;
             };
-            let elsewhere = self.is_elsewhere(item.entry);
+            // A shared image must not have changed since, so what has not kept changes back until now is not the backup's to read.
+            let elsewhere = self.is_elsewhere(item.entry) && (self.mode == Mode::Separate || item.blocks);
             if let Ask::Read { bytes: more, .. } = &*item.ask {
                 if bytes > 0 && (bytes + *more as usize > MAX_REQUEST || elsewhere != self.batch_elsewhere) {
                     break;

@@ -21,6 +21,10 @@ pub trait Log {
     const DIGESTS: bool;
     /// Appends an entry and returns its number. May block while the log is full.
     fn append(&mut self, entry: &Entry) -> Result<u64, Halt>;
+    /// The same for an entry whose acknowledgement nobody waits for: it may leave with the next one that somebody does.
+    fn append_at_leisure(&mut self, entry: &Entry) -> Result<u64, Halt> {
+        self.append(entry)
+    }
     /// Where this log stands: an encoder that would write the next entry.
     fn position(&self) -> Encoder;
 }
@@ -229,7 +233,10 @@ impl<L: Log> Outputs for LiveDoor<L> {
     }
 
     fn disk(&mut self, at: Instant, requests: &mut Requests) -> Result<(), Halt> {
-        let entry = self.log(at, Body::asked(requests))?;
+        // Reads are carried out at once, and so is all that goes to an image of this host's own.
+        let waits = self.behind.disk.holds_changes() && requests.iter().any(|request| request.ask.changes());
+        let asked = Entry { at, body: Body::asked(requests) };
+        let entry = if waits { self.log.append(&asked) } else { self.log.append_at_leisure(&asked) }?;
         self.behind.disk.submit(entry, std::mem::take(requests));
         Ok(())
     }

@@ -3,7 +3,7 @@
 use super::{Behind, DiskReplayError};
 use crate::log::describe::describe;
 use crate::log::entry::{Body, Entry, output_check};
-use crate::machine::blocks::Requests;
+use crate::machine::blocks::{Completion, Completions, Outcome, Requests};
 use crate::machine::digest::Digest;
 use crate::machine::divergence::{Difference, Divergence};
 use crate::machine::doors::{Control, EndReason, Event, Halt, Inputs, Outputs, Readiness, Until};
@@ -94,8 +94,24 @@ impl<S: Source> ReplayDoor<S> {
 
     /// Delivers the disk completions that are the next entry, with the bytes that the log may have left to this side.
     fn disk_completions(&mut self, at: Instant, number: u64) -> Result<Option<Event>, Halt> {
-        let Some(Body::Disk(mut completions)) = self.source.take().map(|entry| entry.body) else { return Ok(None) };
+        let elsewhere = |completion: &Completion| matches!(completion.outcome, Outcome::ReadElsewhere { .. });
+        let left_here = match &self.source.next_entry(at)?.1.body {
+            Body::Disk(completions) => completions.iter().any(elsewhere).then(|| completions.clone()),
+            _ => None,
+        };
+        // What is taken counts as executed, and then the primary may write where this side has yet to read. So it reads first.
+        let filled = left_here.map(|completions| self.disk_completed(at, number, completions)).transpose()?;
+        let taken = self.source.take().map(|entry| entry.body);
         self.tally.events += 1;
+        Ok(match (filled, taken) {
+            (Some(completions), _) => Some(Event::Disk(completions)),
+            (None, Some(Body::Disk(completions))) => Some(Event::Disk(self.disk_completed(at, number, completions)?)),
+            (None, _) => None,
+        })
+    }
+
+    /// Tells the disk what the log says of it, and has it fill in what it does not say.
+    fn disk_completed(&mut self, at: Instant, number: u64, mut completions: Completions) -> Result<Completions, Halt> {
         self.behind.disk.replayed_completed(number, &mut completions).map_err(|error| match error {
             DiskReplayError::OtherBytes(_) | DiskReplayError::NoSuchRequest(_) => {
                 let difference = Difference::Kind { logged: error.to_string(), found: "the disk's own answer".into() };
@@ -105,7 +121,7 @@ impl<S: Source> ReplayDoor<S> {
                 Halt::Failed { what: "replay a disk read", source: Box::new(error) }
             }
         })?;
-        Ok(Some(Event::Disk(completions)))
+        Ok(completions)
     }
 
     /// Takes the next entry for something that the machine does at `at`; `pick` says whether it is that.

@@ -6,7 +6,7 @@
 //! compressed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, mpsc as blocking};
+use std::sync::{Arc, Mutex, PoisonError, mpsc as blocking};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -93,6 +93,17 @@ pub struct PreCopy {
     /// How it gets on.
     pub progress: Arc<Progress>,
     cancel: Arc<AtomicBool>,
+    hold: Arc<Mutex<Hold>>,
+}
+
+/// Whether the log was cut and outputs are held for the new backup. Decided under a lock, for the driver may give the backup up at the very moment at which
+/// the vCPU thread takes the state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Hold {
+    #[default]
+    NotYet,
+    Held,
+    GivenUp,
 }
 
 /// What is copied, and from where.
@@ -112,12 +123,14 @@ impl PreCopy {
     pub fn begin(source: Source, settings: Settings) -> std::io::Result<Self> {
         let (to, sent) = channel(QUEUE);
         let (progress, cancel) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
+        let hold = Arc::<Mutex<Hold>>::default();
         let mut copier = Copier {
             source: Arc::new(source),
             settings,
             to,
             progress: progress.clone(),
             cancel: cancel.clone(),
+            hold: hold.clone(),
             packer: Packer::default(),
             compress: false,
             began: Instant::now(),
@@ -130,7 +143,14 @@ impl PreCopy {
                 let _ = copier.to.blocking_send(Sent::Failed(error));
             }
         })?;
-        Ok(PreCopy { sent, progress, cancel })
+        Ok(PreCopy { sent, progress, cancel, hold })
+    }
+
+    /// Gives the backup up: nothing more is taken or held for it. True: outputs are held, and the log is cut, since its state was taken.
+    pub fn give_up(&self) -> bool {
+        self.cancel.store(true, SeqCst);
+        let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *hold, Hold::GivenUp) == Hold::Held
     }
 
     /// What is to be sent next; for ever nothing behind the end.
@@ -167,6 +187,7 @@ struct Copier {
     to: Sender<Sent>,
     progress: Arc<Progress>,
     cancel: Arc<AtomicBool>,
+    hold: Arc<Mutex<Hold>>,
     packer: Packer,
     compress: bool,
     began: Instant,
@@ -299,9 +320,11 @@ impl Copier {
     /// Has the guest stand still, with `written` yet to be sent, until its state and all that it has written since are taken.
     fn stand_still(&mut self, written: Vec<u64>) -> Result<Still, Stop> {
         let (say, said) = blocking::channel();
-        let (source, cancel) = (self.source.clone(), self.cancel.clone());
+        let (source, hold) = (self.source.clone(), self.hold.clone());
         self.source.world.request_capture(Box::new(move |captured| {
-            if !cancel.load(SeqCst) {
+            let mut hold = hold.lock().unwrap_or_else(PoisonError::into_inner);
+            if *hold == Hold::NotYet {
+                *hold = Hold::Held;
                 let _ = say.send(take(&source, written, captured));
             }
         }));

@@ -260,9 +260,8 @@ impl<'a> Driver<'a> {
             }
             Action::EndTransfer => {
                 if let Some(transferring) = self.transferring.take() {
-                    transferring.end(&self.living);
+                    transferring.end(&self.living, &self.desk.outlets);
                 }
-                self.living.outgoing.join();
             }
             Action::SwitchGuest => self.living.world.control(Control::Switch),
             Action::NoSwitch(why) => {
@@ -505,10 +504,11 @@ impl<'a> Driver<'a> {
         let ended = self.desk.guest.as_ref().is_some_and(|guest| guest.ended.is_some());
         let clean = ended && matches!(self.desk.stopped, Some(crate::replication::StopReason::Ended));
         // The console's clients may take the last words of a guest that has ended; its packets leave now.
-        if clean && self.alone {
-            if let Some(network) = &self.desk.outlets.network {
-                network.release(u64::MAX);
-            }
+        if clean
+            && self.alone
+            && let Some(network) = &self.desk.outlets.network
+        {
+            network.release(u64::MAX);
         }
         self.desk.end_outlets(clean);
         self.report();

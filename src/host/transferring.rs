@@ -1,13 +1,14 @@
 //! A primary that takes a new backup: the transfer under way, as its driver has it.
 
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::guest::{Guest, Living};
 use super::outlets::Outlets;
 use super::precopy::{self, PreCopy, Sent, Source};
 use super::progress::Bar;
 use super::{HostError, system};
+use crate::console::hub::Protection;
 use crate::console::status::TransferStatus;
 
 /// A transfer under way.
@@ -19,6 +20,8 @@ pub(super) struct Transferring {
     state: Option<(u64, Vec<u8>)>,
     cut: Option<u64>,
     began: Instant,
+    /// Set when the last piece was taken.
+    took: Option<Duration>,
     bar: Bar,
 }
 
@@ -40,7 +43,7 @@ impl Transferring {
         let copy = PreCopy::begin(source, settings).map_err(system("start the thread of the state transfer"))?;
         tracing::info!("a new backup gets the guest's state");
         let bar = Bar::new("state to the new backup");
-        Ok(Transferring { transfer, copy, state: None, cut: None, began: Instant::now(), bar })
+        Ok(Transferring { transfer, copy, state: None, cut: None, began: Instant::now(), took: None, bar })
     }
 
     /// What is to be sent next.
@@ -56,10 +59,11 @@ impl Transferring {
     pub fn captured(&mut self, state: Vec<u8>) -> (u64, u64) {
         let entries = self.cut.expect("the cut comes before the state");
         self.state = Some((entries, state));
+        self.took = Some(self.began.elapsed());
         let status = self.status();
         tracing::info!(
             mib = status.sent_bytes >> 20,
-            ms = self.began.elapsed().as_millis() as u64,
+            ms = status.elapsed_ms,
             rounds = status.rounds,
             stop_us = status.stop_ns / 1000,
             "the new backup has the guest's state"
@@ -73,9 +77,13 @@ impl Transferring {
         self.state.as_mut().map(|(_, bytes)| std::mem::take(bytes)).unwrap_or_default()
     }
 
-    /// Its backup is gone, or has everything.
-    pub fn end(self, living: &Living) {
+    /// Its backup is gone: the guest runs on as if there had been none.
+    pub fn end(self, living: &Living, outlets: &Outlets) {
         self.bar.finish();
+        if self.copy.give_up() {
+            living.outgoing.join();
+            outlets.set_protection(Protection::Unprotected);
+        }
         living.world.set_slow_down(0);
     }
 
@@ -88,9 +96,11 @@ impl Transferring {
             sent_bytes: progress.sent_bytes.load(SeqCst),
             rounds: progress.round.load(SeqCst),
             stop_ns: progress.stop_ns.load(SeqCst),
-            elapsed_ms: self.began.elapsed().as_millis() as u64,
+            elapsed_ms: self.took.unwrap_or_else(|| self.began.elapsed()).as_millis() as u64,
         };
-        self.bar.show(status.copied_bytes, status.total_bytes);
+        if self.took.is_none() {
+            self.bar.show(status.copied_bytes, status.total_bytes);
+        }
         status
     }
 }

@@ -39,6 +39,16 @@ pub enum ClientError {
     Silence,
 }
 
+/// Of a long text, the beginning: a value may be as long as it likes.
+fn clipped(mut text: String) -> String {
+    const MOST: usize = 200;
+    if text.len() > MOST {
+        text.truncate(text.floor_char_boundary(MOST));
+        text += "…";
+    }
+    text
+}
+
 /// A connection.
 pub struct Connection {
     stream: TcpStream,
@@ -66,8 +76,10 @@ impl Connection {
         soon(self.stream.write_all(&self.out)).await??;
         loop {
             if let Some((reply, length)) = resp::reply(&self.received)? {
-                let answer = read(reply)
-                    .ok_or_else(|| ClientError::Unexpected { command: words.join(" "), reply: format!("{reply:?}") });
+                let answer = read(reply).ok_or_else(|| ClientError::Unexpected {
+                    command: clipped(words.join(" ")),
+                    reply: clipped(format!("{reply:?}")),
+                });
                 self.received.drain(..length);
                 return answer;
             }
@@ -83,7 +95,7 @@ impl Connection {
             while at == 0 {
                 match resp::reply(&self.received)? {
                     Some((Reply::Error(error), _)) => {
-                        let reply = String::from_utf8_lossy(error).into_owned();
+                        let reply = clipped(String::from_utf8_lossy(error).into_owned());
                         return Err(ClientError::Unexpected { command: "a pipeline".into(), reply });
                     }
                     Some((_, length)) => at = length,

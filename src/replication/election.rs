@@ -17,6 +17,8 @@ pub enum Question {
         expected: Option<u64>,
         /// The generation to claim.
         generation: u64,
+        /// The host that is to share it; see [`Claim::shared_with`].
+        shared_with: Option<u64>,
     },
 }
 
@@ -86,7 +88,13 @@ impl Election {
 
     /// For the generation after `generation`, which the pair shares.
     pub fn after(generation: u64) -> (Self, Question) {
-        Self::ask(Question::Claim { expected: Some(generation), generation: generation.saturating_add(1) })
+        Self::after_with(generation, None)
+    }
+
+    /// For the generation after `generation`, whose holder has handed over and shares the next one.
+    pub fn after_with(generation: u64, shared_with: Option<u64>) -> (Self, Question) {
+        let (expected, generation) = (Some(generation), generation.saturating_add(1));
+        Self::ask(Question::Claim { expected, generation, shared_with })
     }
 
     fn ask(question: Question) -> (Self, Question) {
@@ -101,7 +109,7 @@ impl Election {
         match (answer, self.question) {
             (Answer::Holds(held), Question::Read) => {
                 let generation = held.unwrap_or(0).saturating_add(1);
-                self.question = Question::Claim { expected: held, generation };
+                self.question = Question::Claim { expected: held, generation, shared_with: None };
                 Outcome::Ask(self.question)
             }
             (Answer::Won, Question::Claim { generation, .. }) => Outcome::Won(generation),
@@ -134,7 +142,7 @@ mod tests {
     #[test]
     fn an_unanswered_question_is_asked_again_after_a_pause_and_unchanged() {
         let (mut election, question) = Election::after(4);
-        assert_eq!(question, Question::Claim { expected: Some(4), generation: 5 });
+        assert_eq!(question, Question::Claim { expected: Some(4), generation: 5, shared_with: None });
         assert_eq!(election.on_answer(10, Answer::Unreachable, 100), Outcome::Pending);
         assert_eq!(election.on_answer(11, Answer::Won, 100), Outcome::Pending, "an answer to nothing that was asked");
         assert_eq!((election.on_time(109), election.deadline()), (None, Some(110)));
@@ -147,7 +155,7 @@ mod tests {
         for (held, generation) in [(None, 1), (Some(7), 8)] {
             let (mut election, question) = Election::first();
             assert_eq!(question, Question::Read);
-            let claim = Question::Claim { expected: held, generation };
+            let claim = Question::Claim { expected: held, generation, shared_with: None };
             assert_eq!(election.on_answer(0, Answer::Holds(held), 100), Outcome::Ask(claim));
             assert_eq!(election.on_answer(0, Answer::Lost(None), 1), Outcome::Lost { generation, holder: None });
         }

@@ -86,9 +86,9 @@ impl Identity {
         &self.cpu
     }
 
-    /// This host's claim on a generation.
+    /// This host's claim on a generation, alone.
     pub fn claim(&self, generation: u64) -> Claim {
-        Claim { generation, host: self.host, host_name: self.host_name.clone() }
+        Claim { generation, host: self.host, host_name: self.host_name.clone(), shared_with: None }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A guest on somebody else's machine: QEMU's `microvm`, emulated. It ends with the test that started it.
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -25,15 +26,26 @@ pub struct Qemu {
 impl Qemu {
     /// Boots `image` on a machine without a network.
     pub fn boot(image: &[u8], command_line: &str) -> Self {
-        Self::start(image, command_line, None)
+        Self::start(image, command_line, None, None)
     }
 
     /// Boots the built-in guest with a network card that has these options, on QEMU's network back end `netdev`.
     pub fn networked(command_line: &str, netdev: &str, options: &[&str]) -> Self {
-        Self::start(guest::IMAGE, command_line, Some((netdev, options)))
+        Self::start(guest::IMAGE, command_line, Some((netdev, options)), None)
     }
 
-    fn start(image: &[u8], command_line: &str, network: Option<(&str, &[&str])>) -> Self {
+    /// Boots the built-in guest with this raw image as its disk and, if `netdev` names a back end, a network card.
+    pub fn with_disk(command_line: &str, disk: &Path, netdev: Option<&str>) -> Self {
+        Self::start(guest::IMAGE, command_line, netdev.map(|netdev| (netdev, &[][..])), Some(disk))
+    }
+
+    /// The machine loses its power, now.
+    pub fn kill(mut self) {
+        self.process.kill().expect("its own child");
+        self.process.wait().expect("its own child");
+    }
+
+    fn start(image: &[u8], command_line: &str, network: Option<(&str, &[&str])>, disk: Option<&Path>) -> Self {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
         file.write_all(image).expect("writing the image");
         let mut command = Command::new("qemu-system-x86_64");
@@ -44,9 +56,15 @@ impl Qemu {
             .arg("-kernel")
             .arg(file.path())
             .args(["-append", command_line]);
-        if let Some((netdev, options)) = network {
+        if network.is_some() || disk.is_some() {
             // The slots' interrupts on the PIC pair, as on a lockstep machine; with ACPI they would be elsewhere.
             command.args(["-M", "acpi=off", "-global", "virtio-mmio.force-legacy=false"]);
+        }
+        if let Some(disk) = disk {
+            command.args(["-drive", &format!("file={},format=raw,if=none,id=disk,discard=unmap", disk.display())]);
+            command.args(["-device", "virtio-blk-device,drive=disk"]);
+        }
+        if let Some((netdev, options)) = network {
             let device = [&["virtio-net-device,netdev=net"], options].concat().join(",");
             command.args(["-netdev", &format!("{netdev},id=net"), "-device", &device]);
         }

@@ -1,295 +1,360 @@
 //! The two hosts' drivers: what arrives goes to the real state machines, and what these say is done.
 
-use super::world::{B, Event, In, MS, P, Plant, US, World};
+use super::process::Machine;
+use super::world::{A, Event, In, MS, Own, Plant, US, World};
 use super::{Broken, Entry, Guest, Side};
 use lockstep::replication::held::HeldOutputs;
 use lockstep::replication::lease::Lease;
-use lockstep::replication::message::Message;
+use lockstep::replication::message::{Message, Refusal};
 use lockstep::replication::{Settings, StopReason, Suspicion, backup, primary};
 
 impl World {
     pub(super) fn deliver(&mut self, side: Side, input: In) {
-        let process = self.process(side);
-        if process.dead {
+        let host = self.host(side);
+        if host.dead {
             return;
         }
-        if process.paused {
-            process.inbox.push_back(input);
+        if host.paused {
+            host.inbox.push_back(input);
             return;
         }
-        match side {
-            Side::P => self.deliver_primary(input),
-            Side::B => self.deliver_backup(input),
-        }
-    }
-
-    pub(super) fn deliver_primary(&mut self, input: In) {
-        match input {
-            In::Connected(connection) => {
-                self.p.connection = Some(connection);
-                self.primary_on(primary::Input::Connected, &[]);
+        match (input, &host.machine) {
+            (In::Accepted(connection), Machine::Primary(_)) if host.connection.is_none() => {
+                host.connection = Some(connection);
+                self.primary_on(side, primary::Input::Connected, &[]);
             }
-            In::Disconnected(connection) => {
-                if self.p.connection == connection {
-                    self.p.connection = None;
-                    self.primary_on(primary::Input::Disconnected, &[]);
-                }
+            // Nobody listens, or the primary is busy.
+            (In::Accepted(connection), _) => self.close(side, connection),
+            (In::Connected(connection), Machine::Backup(_)) => {
+                host.connection = Some(connection);
+                self.backup_on(side, backup::Input::Connected, &[]);
             }
-            In::Frame(connection, head, payload) => {
-                if self.p.connection == Some(connection) {
-                    let (message, _) = Message::decode(head, &payload).expect("the network changes nothing");
-                    if let (Plant::LeaseFromArrival, Message::Ack { .. } | Message::Heartbeat { .. }) =
-                        (self.plant, &message)
-                    {
-                        let timeout_ns = Settings::default().timeout_ns;
-                        self.p.lease_until_ns = self.now + timeout_ns - Lease::margin_ns(timeout_ns);
+            (In::Connected(connection), _) => self.close(side, connection),
+            (In::Disconnected(connection), machine) => {
+                if host.connection == connection {
+                    let primary = matches!(machine, Machine::Primary(_));
+                    host.connection = None;
+                    if primary {
+                        self.primary_on(side, primary::Input::Disconnected, &[]);
+                    } else {
+                        self.backup_on(side, backup::Input::Disconnected, &[]);
                     }
-                    self.primary_on(primary::Input::Received(message), &[]);
                 }
             }
-            In::Tick => self.primary_on(primary::Input::Tick { guest_clock_ns: self.now }, &[]),
-            In::Loaded(_) => {}
-            In::Answer(answer) => self.primary_on(primary::Input::Arbiter(answer), &[]),
+            (In::Frame(connection, head, payload), _) => {
+                if host.connection == Some(connection) {
+                    let (message, bulk) = Message::decode(head, &payload).expect("the network changes nothing");
+                    self.on_frame(side, message, bulk);
+                }
+            }
+            (In::Tick, Machine::Primary(_)) => {
+                let guest_clock_ns = self.now;
+                self.primary_on(side, primary::Input::Tick { guest_clock_ns }, &[]);
+            }
+            (In::Tick, _) => self.backup_on(side, backup::Input::Tick, &[]),
+            (In::Loaded(connection), _) => {
+                if host.connection == Some(connection) {
+                    host.loaded = true;
+                    self.backup_on(side, backup::Input::Loaded, &[]);
+                }
+            }
+            (In::Answer(number, answer), machine) => {
+                // Only the newest question is still asked.
+                match machine {
+                    _ if number != host.asked => {}
+                    Machine::Primary(_) => self.primary_on(side, primary::Input::Arbiter(answer), &[]),
+                    _ => self.backup_on(side, backup::Input::Arbiter(answer), &[]),
+                }
+            }
+            (In::Chunk(transfer), _) => self.send_chunk(side, transfer),
+            (In::Capture(transfer), _) => self.capture(side, transfer),
+            (In::Switch, Machine::Primary(_)) => self.primary_on(side, primary::Input::SwitchRequested, &[]),
+            (In::Switch, _) => {}
+            (In::Park, _) => self.park(side),
         }
     }
 
-    fn deliver_backup(&mut self, input: In) {
-        match input {
-            In::Connected(connection) => {
-                self.b.connection = Some(connection);
-                self.backup_on(backup::Input::Connected, &[]);
+    fn on_frame(&mut self, side: Side, message: Message, bulk: &[u8]) {
+        if let Machine::Primary(_) = self.host(side).machine {
+            let ack = matches!(message, Message::Ack { .. });
+            if self.plant == Plant::LeaseFromArrival && (ack || matches!(message, Message::Heartbeat { .. })) {
+                let timeout_ns = Settings::default().timeout_ns;
+                self.host(side).lease_until_ns = self.clock(side) + timeout_ns - Lease::margin_ns(timeout_ns);
             }
-            In::Disconnected(connection) => {
-                if self.b.connection == connection {
-                    self.b.connection = None;
-                    self.backup_on(backup::Input::Disconnected, &[]);
-                }
+            if ack {
+                self.host(side).last_ack = Some(message.clone());
             }
-            In::Frame(connection, head, payload) => {
-                if self.b.connection != Some(connection) {
-                    return;
-                }
-                let (message, bulk) = Message::decode(head, &payload).expect("the network changes nothing");
-                if let (Plant::AckAfterSuspicion, true, Message::Entries { first, count, .. }) =
-                    (self.plant, self.gave_up(), &message)
-                {
-                    let (received, executed) = (first + u64::from(*count), self.backup.executed());
-                    let received_stamp = self.now;
-                    self.send(B, &Message::Ack { received, executed, executed_stamp: 0, received_stamp }, &[]);
-                }
-                self.backup_on(backup::Input::Received(message), bulk);
-            }
-            In::Tick => self.backup_on(backup::Input::Tick, &[]),
-            In::Loaded(connection) => {
-                if self.b.connection == Some(connection) {
-                    self.backup_on(backup::Input::Loaded, &[]);
-                }
-            }
-            In::Answer(answer) => self.backup_on(backup::Input::Arbiter(answer), &[]),
+            return self.primary_on(side, primary::Input::Received(message), &[]);
+        }
+        if let (Plant::AckAfterSuspicion, true, Message::Entries { first, count, .. }) =
+            (self.plant, self.host(side).gave_up(), &message)
+        {
+            let (received, executed) = (first + u64::from(*count), 0);
+            let received_stamp = self.clock(!side);
+            self.send(side, &Message::Ack { received, executed, executed_stamp: 0, received_stamp }, &[]);
+        }
+        self.backup_on(side, backup::Input::Received(message), bulk);
+    }
+
+    pub(super) fn primary_on(&mut self, side: Side, input: primary::Input, bulk: &[u8]) {
+        let now = self.clock(side);
+        let mut actions = Vec::new();
+        let before = self.host(side).state_name();
+        let Machine::Primary(primary) = &mut self.host(side).machine else { return };
+        primary.on(now, input, &mut actions);
+        self.moved(side, before);
+        for action in actions {
+            self.log(|| format!("{side:?} {action:?}"));
+            self.do_primary(side, action, bulk);
+        }
+        self.after_input(side);
+        let Some(told) = self.host(side).primary().map(primary::Primary::left) else { return };
+        let below = match self.plant {
+            Plant::LeftFromAcks => u64::MAX,
+            _ => self.host(side).held.left_below(),
+        };
+        if below > told && !self.host(side).telling {
+            self.host(side).telling = true;
+            self.primary_on(side, primary::Input::Left { below }, &[]);
+            self.host(side).telling = false;
         }
     }
 
-    pub(super) fn primary_on(&mut self, input: primary::Input, bulk: &[u8]) {
-        let now = self.clock(P);
-        let mut actions = std::mem::take(&mut self.p_actions);
-        let before = self.primary.state().name();
-        self.primary.on(now, input, &mut actions);
-        self.p.active_at = self.now;
-        if before != self.primary.state().name() {
-            self.log(|| format!("P {before} -> {}", self.primary.state().name()));
+    pub(super) fn backup_on(&mut self, side: Side, input: backup::Input, bulk: &[u8]) {
+        let now = self.clock(side);
+        let mut actions = Vec::new();
+        let before = self.host(side).state_name();
+        let Machine::Backup(backup) = &mut self.host(side).machine else { return };
+        backup.on(now, input, &mut actions);
+        let (generation, received) = (backup.generation(), backup.received());
+        if *backup.state() == backup::State::Following {
+            let held = self.held_by_backup.entry(generation).or_default();
+            *held = received.max(*held);
         }
-        for action in actions.drain(..) {
-            self.log(|| format!("P {action:?}"));
-            self.do_primary(action, bulk);
+        self.moved(side, before);
+        for action in actions {
+            self.log(|| format!("{side:?} {action:?}"));
+            self.do_backup(side, action, bulk);
         }
-        self.p_actions = actions;
+        self.after_input(side);
+    }
+
+    /// The state may have changed.
+    fn moved(&mut self, side: Side, before: &'static str) {
+        let now = self.now;
+        self.host(side).active_at = now;
+        let after = self.host(side).state_name();
+        if before != after {
+            self.log(|| format!("{side:?} {before} -> {after}"));
+            self.on_state(side, after);
+        }
+    }
+
+    fn after_input(&mut self, side: Side) {
         self.check_live();
-        self.schedule_tick(P, self.primary.next_deadline());
-        let below = if self.plant == Plant::LeftFromAcks { u64::MAX } else { self.p.held.left_below() };
-        if below > self.primary.left() && !self.asked {
-            self.asked = true;
-            self.primary_on(primary::Input::Left { below }, &[]);
-            self.asked = false;
-        }
+        let deadline = match &self.host(side).machine {
+            Machine::Primary(primary) => primary.next_deadline(),
+            Machine::Backup(backup) => backup.next_deadline(),
+            Machine::Changing => None,
+        };
+        self.schedule_tick(side, deadline);
     }
 
     /// What the clock of a host shows.
     pub(super) fn clock(&self, side: Side) -> u64 {
-        match (side, self.plant) {
-            (Side::P, Plant::IgnoreTimeJump) => self.now - self.p.slept_ns,
-            _ => self.now,
-        }
+        let slept_ns = match (side, self.plant) {
+            (Side::A, Plant::IgnoreTimeJump) => self.hosts[A as usize].slept_ns,
+            _ => 0,
+        };
+        self.now + self.clocks[side as usize] - slept_ns
     }
 
-    pub(super) fn do_primary(&mut self, action: primary::Action, bulk: &[u8]) {
+    fn do_primary(&mut self, side: Side, action: primary::Action, bulk: &[u8]) {
         match action {
             primary::Action::Send(message) => {
-                self.send(P, &message, bulk);
-                if let (Plant::ReleaseOnSent, Message::Entries { first, count, .. }) = (self.plant, &message) {
-                    self.p.held.release(first + u64::from(*count));
+                self.send(side, &message, bulk);
+                match (self.plant, &message) {
+                    (Plant::ReleaseOnSent, Message::Entries { first, count, .. }) => {
+                        self.host(side).held.release(first + u64::from(*count));
+                    }
+                    (_, Message::Handover { .. }) => self.host(side).handed_over = true,
+                    _ => {}
                 }
             }
-            primary::Action::Disconnect => self.hang_up(P),
+            primary::Action::Disconnect => self.hang_up(side),
             primary::Action::StartGuest => {
-                self.p.running = true;
-                self.after(MS, Event::Work(P));
+                self.guest_started = true;
+                self.host(side).running = true;
             }
             primary::Action::Lease { until_ns } => {
-                self.p.lease_until_ns = match self.plant {
-                    Plant::IgnoreLease => u64::MAX,
-                    Plant::LeaseFromArrival if until_ns < u64::MAX => self.p.lease_until_ns,
-                    _ => until_ns,
-                };
+                let host = self.host(side);
+                let welcome = host.base > 0 && host.lease_until_ns == u64::MAX && until_ns < u64::MAX;
+                match self.plant {
+                    Plant::IgnoreLease => {}
+                    Plant::NoLeaseAtTheWelcome if welcome => {}
+                    Plant::LeaseFromArrival if until_ns < u64::MAX => {}
+                    _ => self.host(side).lease_until_ns = until_ns,
+                }
             }
             primary::Action::Release { below } => {
                 if below == u64::MAX {
-                    self.p.overslept = false;
-                    self.fact("the primary goes on alone");
+                    self.on_alone(side);
                 }
-                self.p.held.release(below);
-                self.write_soon(P);
+                self.host(side).on_hold = false;
+                self.host(side).held.release(below);
+                self.write_soon(side);
             }
             primary::Action::Hold => {
+                self.host(side).on_hold = true;
                 if self.plant == Plant::IgnoreHold {
-                    self.p.held.release(u64::MAX);
+                    self.host(side).held.release(u64::MAX);
                 } else {
-                    self.p.held.hold();
+                    self.host(side).held.hold();
                 }
             }
             primary::Action::Stall => {
-                self.p.stalled = true;
+                self.host(side).stalled = true;
                 self.fact("the log's window fills");
             }
-            primary::Action::Resume => self.p.stalled = false,
+            primary::Action::Resume => self.host(side).stalled = false,
             primary::Action::SlowDown { .. } => self.fact("the primary is slowed down"),
-            primary::Action::Ask(question) => self.ask(P, question),
+            primary::Action::Ask(question) => self.ask(side, question),
             primary::Action::StopGuest => {}
-            primary::Action::Suspect(_) => {
+            primary::Action::Suspect(suspicion) => {
+                self.suspects(side, &suspicion);
                 self.fact("the primary gives up its backup");
-                self.checker.expect(!self.faultless, Broken::Needless, self.now);
             }
-            primary::Action::Stop(reason) => {
-                self.p.running = false;
-                self.p.held.hold();
-                self.stopped(P, &reason);
+            primary::Action::Stop(reason) => self.stopped(side, &reason),
+            primary::Action::BeginTransfer { transfer } => self.begin_transfer(side, transfer),
+            primary::Action::EndTransfer => {
+                self.host(side).transfer = None;
+                self.fact("a transfer is broken off");
             }
+            primary::Action::SwitchGuest => {
+                let delay = self.rng.range(10 * US, 20 * MS);
+                self.own(side, delay, Own::Deliver(In::Park));
+            }
+            primary::Action::NoSwitch(_) => self.fact("a switch does not take place"),
+            primary::Action::TakeBack => {
+                if std::mem::take(&mut self.host(side).handed_over) {
+                    self.fact("a guest that was handed over is taken back");
+                }
+                self.host(side).parked = false;
+            }
+            primary::Action::BecomeBackup => self.become_backup(side),
         }
     }
 
-    pub(super) fn backup_on(&mut self, input: backup::Input, bulk: &[u8]) {
-        let mut actions = std::mem::take(&mut self.b_actions);
-        let before = self.backup.state().name();
-        self.backup.on(self.now, input, &mut actions);
-        self.b.active_at = self.now;
-        if before != self.backup.state().name() {
-            self.log(|| format!("B {before} -> {}", self.backup.state().name()));
-        }
-        for action in actions.drain(..) {
-            self.log(|| format!("B {action:?}"));
-            self.do_backup(action, bulk);
-        }
-        self.b_actions = actions;
-        self.check_live();
-        self.schedule_tick(B, self.backup.next_deadline());
-    }
-
-    pub(super) fn do_backup(&mut self, action: backup::Action, bulk: &[u8]) {
+    fn do_backup(&mut self, side: Side, action: backup::Action, bulk: &[u8]) {
         match action {
             backup::Action::Connect => {
                 let delay = self.delay();
-                self.after(delay, Event::Connect);
+                self.host(side).loaded = false;
+                self.own(side, delay, Own::Connect);
             }
             backup::Action::Send(message) => {
-                self.checker.expect(!self.gave_up(), Broken::SentAfterSuspicion, self.now);
-                self.send(B, &message, bulk);
+                let gave_up = self.host(side).gave_up();
+                self.checker.expect(!gave_up, Broken::SentAfterSuspicion, self.now);
+                self.send(side, &message, bulk);
             }
             backup::Action::Disconnect => {
-                if self.plant != Plant::AckAfterSuspicion || !self.gave_up() {
-                    self.hang_up(B);
+                if self.plant != Plant::AckAfterSuspicion || !self.host(side).gave_up() {
+                    self.hang_up(side);
                 }
             }
             backup::Action::Load => {
-                (self.b.guest, self.b.held, self.b.left) = (Guest::default(), HeldOutputs::default(), 0);
-                self.history.clear();
-                self.stamps.clear();
-                let delay = self.rng.range(MS, 60 * MS);
-                if let Some(connection) = self.b.connection {
-                    self.after(delay, Event::Loaded { connection });
-                }
-                if !self.b.running {
-                    self.b.running = true;
-                    self.after(MS, Event::Work(B));
-                }
+                self.put_machine(side, Guest::default());
+                self.load_soon(side);
+            }
+            backup::Action::LoadBlank | backup::Action::Apply => {}
+            backup::Action::Restore { entries } => {
+                let state = u64::from_le_bytes(bulk.try_into().expect("the number of a state"));
+                let guest = self.states[state as usize].clone();
+                assert_eq!(guest.passed, entries);
+                self.put_machine(side, guest);
+                self.load_soon(side);
             }
             backup::Action::Replay { first, count, stamp } => {
-                assert_eq!((first, count as usize * Entry::BYTES), (self.history.len() as u64, bulk.len()));
-                self.history.extend(bulk.chunks_exact(Entry::BYTES).map(Entry::decode));
-                self.stamps.push_back((self.history.len() as u64, stamp));
+                let host = self.host(side);
+                assert_eq!((first, count as usize * Entry::BYTES), (host.entries(), bulk.len()));
+                host.log.extend(bulk.chunks_exact(Entry::BYTES).map(Entry::decode));
+                host.stamps.push_back((host.entries(), stamp));
             }
-            backup::Action::RunTo { entries, stamp, .. } => self.stamps.push_back((entries, stamp)),
+            backup::Action::RunTo { entries, stamp, .. } => self.host(side).stamps.push_back((entries, stamp)),
             backup::Action::Left { below } => {
-                let grows = below > self.b.left && below <= self.history.len() as u64;
-                assert!(grows, "{below} after {} of {}", self.b.left, self.history.len());
-                self.b.left = below;
+                let host = self.host(side);
+                let grows = below > host.left && below <= host.entries();
+                assert!(grows, "{below} after {} of {}", host.left, host.entries());
+                host.left = below;
             }
-            backup::Action::Ask(question) => self.ask(B, question),
-            backup::Action::GoLive { entries, .. } => {
-                if self.plant == Plant::ForgetTail {
-                    self.history.truncate(self.b.guest.passed as usize);
-                } else {
-                    assert_eq!(entries, self.history.len() as u64);
-                }
-                if self.p.dead {
-                    self.fact("a backup takes over from a dead primary");
-                }
-                self.checker.on_survivor(self.now, &self.history);
-            }
-            backup::Action::Release { below } => {
-                self.fact("a backup goes live");
-                self.b.held.release(below);
-                if self.plant == Plant::RepeatNothing {
-                    self.b.left = self.history.len() as u64;
-                }
-                self.repeat();
-                self.write(B);
-            }
-            backup::Action::StopGuest => {}
+            backup::Action::Ask(question) => self.ask(side, question),
+            backup::Action::GoLive { entries, alone, .. } => self.go_live(side, entries, alone),
+            backup::Action::BecomePrimary => self.become_primary(side),
             backup::Action::Suspect(suspicion) => {
-                self.silence = matches!(suspicion, Suspicion::Silence { .. });
-                self.checker.expect(!self.faultless, Broken::Needless, self.now);
-                if !self.p.dead {
+                self.suspects(side, &suspicion);
+                if !self.host(!side).dead {
                     self.fact("a backup gives up a primary that is not dead");
                 }
             }
-            backup::Action::Stop(reason) => {
-                self.b.running = false;
-                self.stopped(B, &reason);
+            backup::Action::Stop(reason) => self.stopped(side, &reason),
+        }
+    }
+
+    /// A machine of this host's own, at the place where the log that follows begins.
+    fn put_machine(&mut self, side: Side, guest: Guest) {
+        let host = self.host(side);
+        host.log_base = guest.passed;
+        (host.guest, host.held, host.left, host.loaded) = (guest, HeldOutputs::default(), 0, false);
+        host.log.clear();
+        host.stamps.clear();
+    }
+
+    fn load_soon(&mut self, side: Side) {
+        let delay = self.rng.range(MS, 60 * MS);
+        if let Some(connection) = self.host(side).connection {
+            self.own(side, delay, Own::Deliver(In::Loaded(connection)));
+        }
+    }
+
+    fn suspects(&mut self, side: Side, suspicion: &Suspicion) {
+        self.host(side).for_silence = matches!(suspicion, Suspicion::Silence { .. } | Suspicion::NotTaken);
+        let busy = *suspicion == Suspicion::Refused(Refusal::Busy);
+        let fine = busy || self.guest_ended || !self.faultless;
+        self.checker.expect(fine, Broken::Needless, self.now);
+    }
+
+    fn stopped(&mut self, side: Side, reason: &StopReason) {
+        self.hang_up(side);
+        self.host(side).running = false;
+        self.host(side).held.hold();
+        match reason {
+            StopReason::Lost { .. } => {
+                self.fact("a side loses at the arbiter and stops");
+                self.judge_loser(side);
+                if self.rng.one_in(5) {
+                    self.host(side).dead = true;
+                } else {
+                    let delay = self.rng.range(MS, 100 * MS);
+                    self.after(delay, Event::Return(side));
+                }
+            }
+            StopReason::Ended => {
+                self.guest_ended = true;
+                self.fact("a guest ends");
+            }
+            StopReason::Refused(_) | StopReason::Mismatch(_) | StopReason::Diverged { .. } | StopReason::Operator => {
+                self.broke(Broken::NoProgress(format!("seed {}: {side:?} stopped: {reason}", self.seed)));
             }
         }
     }
 
-    /// Whether the backup has given up its primary.
-    pub(super) fn gave_up(&self) -> bool {
-        matches!(self.backup.state(), backup::State::Asking(_) | backup::State::GoingLive | backup::State::Live)
-    }
-
-    pub(super) fn stopped(&mut self, side: Side, reason: &StopReason) {
-        self.hang_up(side);
-        match reason {
-            StopReason::Lost { .. } => self.fact("a side loses at the arbiter and stops"),
-            StopReason::Ended => self.fact("a guest ends"),
-            StopReason::Refused(_) => self.fact("a late backup is refused"),
-            StopReason::Mismatch(_) | StopReason::Diverged { .. } | StopReason::Operator => {}
-        }
-    }
-
-    pub(super) fn schedule_tick(&mut self, side: Side, deadline: Option<u64>) {
+    fn schedule_tick(&mut self, side: Side, deadline: Option<u64>) {
         let Some(deadline) = deadline else { return };
-        let deadline = deadline.max(self.now);
-        if self.process(side).tick_at.is_none_or(|at| deadline < at) {
-            self.process(side).tick_at = Some(deadline);
+        let deadline = self.now + deadline.saturating_sub(self.clock(side));
+        if self.host(side).tick_at.is_none_or(|at| deadline < at) {
+            self.host(side).tick_at = Some(deadline);
             let late = if self.rng.one_in(50) { self.rng.range(0, 30 * MS) } else { self.rng.range(0, 200 * US) };
-            self.at(deadline + late, Event::Tick(side));
+            self.own(side, deadline - self.now + late, Own::Tick);
         }
     }
 }

@@ -1,8 +1,11 @@
 //! What the simulator's hosts run and what its world has seen: a tiny deterministic guest, and the checker of the
 //! promises.
 
+mod faults;
 mod guests;
 mod hosts;
+mod process;
+mod roles;
 mod surroundings;
 pub mod world;
 
@@ -101,8 +104,21 @@ impl Guest {
 /// Which host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
-    P,
+    /// It starts as the primary.
+    A,
+    /// It starts as the backup.
     B,
+}
+
+impl std::ops::Not for Side {
+    type Output = Side;
+
+    fn not(self) -> Side {
+        match self {
+            Side::A => Side::B,
+            Side::B => Side::A,
+        }
+    }
 }
 
 /// A broken promise.
@@ -137,8 +153,11 @@ pub enum Broken {
 /// What the outside world has seen.
 #[derive(Debug, Default)]
 pub struct Checker {
-    /// Content of each output that has left, by position.
-    seen: Vec<u64>,
+    /// Content of each output that has left, by position; `None`: given up by a network that did not take it.
+    seen: Vec<Option<u64>>,
+    /// Outputs at positions below this may be given up: the network did not take them within a time-out, and then a backup that
+    /// does not have them was taken.
+    pub given_up: usize,
     pub broken: BTreeMap<Broken, u64>,
 }
 
@@ -155,20 +174,26 @@ impl Checker {
 
     /// The output at `position` leaves a host.
     pub fn on_release(&mut self, now: u64, position: usize, content: u64) {
-        match self.seen.get(position) {
-            Some(&before) => self.expect(before == content, Broken::Contradicted, now),
-            None if position == self.seen.len() => self.seen.push(content),
+        let gap = self.seen.len()..position;
+        if !gap.is_empty() && position <= self.given_up {
+            self.seen.resize(position, None);
+        }
+        if position == self.seen.len() {
+            return self.seen.push(Some(content));
+        }
+        match self.seen.get_mut(position) {
+            Some(before) => {
+                let before = *before.get_or_insert(content);
+                self.expect(before == content, Broken::Contradicted, now);
+            }
             None => self.broke(Broken::OutOfOrder, now),
         }
     }
 
-    /// A backup goes on from this history.
-    pub fn on_survivor(&mut self, now: u64, history: &[Entry]) {
-        let outputs = history.iter().filter_map(|entry| match entry {
-            Entry::Output(content) => Some(*content),
-            Entry::Event(_) => None,
-        });
-        let held = outputs.zip(&self.seen).filter(|(held, seen)| held == *seen).count();
+    /// A host goes on with a guest that has put this out, by entry number and content.
+    pub fn on_survivor(&mut self, now: u64, outputs: &[(u64, u64)]) {
+        let held =
+            outputs.iter().zip(&self.seen).filter(|((_, held), seen)| seen.is_none_or(|seen| seen == *held)).count();
         self.expect(held == self.seen.len(), Broken::Lost, now);
     }
 

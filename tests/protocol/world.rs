@@ -1,22 +1,22 @@
-//! The simulated world: two hosts that run the real state machines, the network between them, the arbiter's
-//! register, and the faults. One seed, one run.
+//! The simulated world: two hosts whose processes run the real state machines in either role, the network between them, the
+//! arbiter's register, and the faults. One seed, one run.
 
-use super::{Checker, Entry, Guest, Rng, Side};
+use super::process::{Machine, Process};
+use super::{Broken, Checker, Entry, Guest, Rng, Side};
 use lockstep::arbiter::Claim;
 use lockstep::replication::backup::{self, Backup};
 use lockstep::replication::election::{Answer, Question};
-use lockstep::replication::held::HeldOutputs;
 use lockstep::replication::message::Head;
 use lockstep::replication::primary::{self, Primary};
 use lockstep::replication::{Identity, Settings};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap};
 
 pub const US: u64 = 1_000;
 pub const MS: u64 = 1_000_000;
-/// Faults strike before this.
-pub(super) const HEAL: u64 = 1_200 * MS;
-/// The guest must have made new output after this.
+/// Faults strike, and roles change, before this.
+pub(super) const HEAL: u64 = 1_800 * MS;
+/// The guest must have made new output after this, and have its backup again.
 const PROGRESS_FROM: u64 = HEAL + 1_300 * MS;
 const END: u64 = PROGRESS_FROM + 300 * MS;
 
@@ -44,11 +44,34 @@ pub enum Plant {
     RepeatNothing,
     /// The primary tells what was acknowledged in place of what has left.
     LeftFromAcks,
+    /// Outputs leave at once while a new backup joins.
+    JoiningLeaks,
+    /// The welcome of a new backup goes out, and the lease is still that of a guest without one.
+    NoLeaseAtTheWelcome,
+    /// The backup is asked to take over before it has every entry.
+    EarlyHandover,
+    /// A primary that has handed over takes the guest back without asking the arbiter.
+    TakeBackUnasked,
+    /// A new primary that loses the old one while it takes over thinks that it has won alone.
+    HeirAlone,
+    /// A new primary lets out at once what the old one has not acknowledged.
+    HeirLeaks,
 }
 
 pub(super) enum Item {
     Frame(Head, Vec<u8>),
     Closed,
+}
+
+/// What happens to a process; it is lost with the process.
+pub(super) enum Own {
+    Connect,
+    Tick,
+    Work,
+    Wake,
+    /// What was released is written.
+    Write,
+    Deliver(In),
 }
 
 pub(super) enum Event {
@@ -57,71 +80,44 @@ pub(super) enum Event {
         connection: u64,
         item: Item,
     },
-    Connect,
-    Tick(Side),
-    Work(Side),
-    Wake(Side),
-    /// What was released is written.
-    Write(Side),
-    Loaded {
-        connection: u64,
-    },
+    /// To the process that had this life.
+    Own(Side, u64, Own),
     Arbitrate {
         side: Side,
+        life: u64,
+        host: u64,
+        number: u64,
         question: Question,
         silent: bool,
-    },
-    Answered {
-        side: Side,
-        answer: Answer,
+        /// The other side's process.
+        other: u64,
     },
     Cut {
         wire: usize,
         until: u64,
     },
     Fault,
+    Switch,
+    Return(Side),
     Heal,
     MarkProgress,
 }
 
+#[derive(Clone)]
 pub(super) enum In {
+    /// The connection asked for stands.
     Connected(u64),
+    /// A backup has connected.
+    Accepted(u64),
     Disconnected(Option<u64>),
     Frame(u64, Head, Vec<u8>),
     Tick,
     Loaded(u64),
-    Answer(Answer),
-}
-
-/// A host's process, apart from its state machine.
-#[derive(Default)]
-pub(super) struct Process {
-    /// Killed, or its machine room burnt.
-    pub(super) dead: bool,
-    pub(super) paused: bool,
-    /// What waits for a stopped process.
-    pub(super) inbox: VecDeque<In>,
-    pub(super) connection: Option<u64>,
-    pub(super) tick_at: Option<u64>,
-    /// When it last did anything.
-    pub(super) active_at: u64,
-    /// How long it has been stopped in all.
-    pub(super) slept_ns: u64,
-    /// It woke from longer than the time-out and has not won since.
-    pub(super) overslept: bool,
-    pub(super) guest: Guest,
-    pub(super) held: HeldOutputs<u64>,
-    /// Outputs were released, and the process has not come to writing them.
-    pub(super) writing: bool,
-    /// Released outputs may be written before this.
-    pub(super) lease_until_ns: u64,
-    /// B: how far outputs have left P, by what P says.
-    pub(super) left: u64,
-    pub(super) running: bool,
-    pub(super) stalled: bool,
-    pub(super) ended: bool,
-    /// The output that is logged and that the vCPU has not queued yet.
-    pub(super) unqueued: Option<(u64, u64)>,
+    Answer(u64, Answer),
+    Chunk(u64),
+    Capture(u64),
+    Switch,
+    Park,
 }
 
 /// One direction of the network.
@@ -131,6 +127,13 @@ pub(super) struct Wire {
     pub(super) last_at: u64,
     /// Nothing arrives before this: the cable is cut, and the stream's data is sent again afterwards.
     pub(super) blocked_until: u64,
+}
+
+/// Who won a generation, by lives.
+pub(super) struct Won {
+    pub(super) by: u64,
+    /// Who else may go on from it.
+    pub(super) pair_with: Option<u64>,
 }
 
 pub struct World {
@@ -143,14 +146,14 @@ pub struct World {
     pub(super) events: BTreeMap<u64, Event>,
     pub(super) sequence: u64,
     pub(super) healed: bool,
-    pub(super) primary: Primary,
-    pub(super) backup: Backup,
-    pub(super) p: Process,
-    pub(super) b: Process,
-    /// What the backup has received, in order.
-    pub(super) history: Vec<Entry>,
-    /// The stamps of frames by the entries they end with.
-    pub(super) stamps: VecDeque<(u64, u64)>,
+    pub(super) settings: Settings,
+    pub(super) hosts: [Process; 2],
+    /// Lives of processes so far.
+    pub(super) lives: u64,
+    /// How far the hosts' clocks are ahead of the world's.
+    pub(super) clocks: [u64; 2],
+    /// States that were taken.
+    pub(super) states: Vec<Guest>,
     pub(super) connections: u64,
     /// Connections that broke, and whether what was under way still arrives.
     pub(super) broken: BTreeMap<u64, bool>,
@@ -158,7 +161,9 @@ pub struct World {
     pub(super) delay_ns: u64,
     pub(super) jitter_ns: u64,
     pub(super) register: Option<Claim>,
-    pub(super) first_generation: u64,
+    pub(super) won: BTreeMap<u64, Won>,
+    /// Entries that a backup that counts has held, by generation.
+    pub(super) held_by_backup: BTreeMap<u64, u64>,
     pub(super) arbiter_down: bool,
     pub(super) arbiter_delay_ns: u64,
     pub(super) lose_verdicts: bool,
@@ -168,30 +173,33 @@ pub struct World {
     /// Whoever writes outputs is often held up.
     pub(super) slow_writes: bool,
     pub(super) faultless: bool,
+    pub(super) guest_started: bool,
+    pub(super) guest_ended: bool,
     pub(super) seen_before_progress: usize,
-    /// The primary's state machine is just being told how far outputs have left.
-    pub(super) asked: bool,
-    /// The backup gave its primary up for silence.
-    pub(super) silence: bool,
-    pub(super) p_actions: Vec<primary::Action>,
-    pub(super) b_actions: Vec<backup::Action>,
+    /// The rest says nothing.
+    pub(super) over: bool,
     pub checker: Checker,
     /// What happened, for the "sometimes" facts.
     pub facts: BTreeMap<&'static str, u64>,
 }
 
-pub(super) const P: Side = Side::P;
+pub(super) const A: Side = Side::A;
 pub(super) const B: Side = Side::B;
+
+fn identity(host: u64) -> Identity {
+    Identity::new("vm", host, &format!("host {host}"), "cpu").unwrap()
+}
 
 impl World {
     pub fn new(seed: u64, plant: Plant, trace: bool) -> Self {
         let mut rng = Rng::new(seed);
         let settings = Settings {
             window_bytes: if rng.one_in(4) { 20 * Entry::BYTES as u64 } else { 1 << 20 },
+            start_alone: rng.one_in(3),
             ..Settings::default()
         };
-        let identity = |host: u64, name| Identity::new("vm", host, name, "cpu").unwrap();
-        let register = rng.one_in(3).then(|| Claim { generation: 6, host: 99, host_name: "earlier".into() });
+        let register =
+            rng.one_in(3).then(|| Claim { generation: 6, host: 99, host_name: "earlier".into(), shared_with: None });
         World {
             seed,
             plant,
@@ -201,20 +209,23 @@ impl World {
             events: BTreeMap::new(),
             sequence: 0,
             healed: false,
-            primary: Primary::new(identity(1, "alpha"), settings),
-            backup: Backup::new(identity(2, "beta"), settings),
-            p: Process { lease_until_ns: u64::MAX, ..Process::default() },
-            b: Process { lease_until_ns: u64::MAX, ..Process::default() },
-            history: Vec::new(),
-            stamps: VecDeque::new(),
+            settings,
+            hosts: [
+                Process::new(1, 1, Machine::Primary(Primary::new(identity(1), settings))),
+                Process::new(2, 2, Machine::Backup(Backup::new(identity(2), settings))),
+            ],
+            lives: 2,
+            clocks: [rng.range(0, 10_000 * MS), rng.range(0, 10_000 * MS)],
+            states: Vec::new(),
             connections: 0,
             broken: BTreeMap::new(),
             wires: Default::default(),
             // A round trip stays below the time-out, as the protocol asks for.
             delay_ns: if rng.one_in(5) { rng.range(MS, 50 * MS) } else { rng.range(30 * US, 3 * MS) },
             jitter_ns: if rng.one_in(3) { rng.range(MS, 30 * MS) } else { rng.range(10 * US, MS) },
-            first_generation: register.as_ref().map_or(1, |claim| claim.generation + 1),
             register,
+            won: BTreeMap::new(),
+            held_by_backup: BTreeMap::new(),
             arbiter_down: false,
             arbiter_delay_ns: if rng.one_in(4) { rng.range(50 * MS, 400 * MS) } else { rng.range(MS, 20 * MS) },
             lose_verdicts: rng.one_in(5),
@@ -222,11 +233,10 @@ impl World {
             guest_idles: rng.one_in(6),
             slow_writes: rng.one_in(4),
             faultless: true,
+            guest_started: false,
+            guest_ended: false,
             seen_before_progress: 0,
-            asked: false,
-            silence: false,
-            p_actions: Vec::new(),
-            b_actions: Vec::new(),
+            over: false,
             checker: Checker::default(),
             facts: BTreeMap::new(),
             rng,
@@ -235,26 +245,52 @@ impl World {
 
     /// Runs to the end, and demands progress once the faults are over.
     pub fn run(&mut self) {
-        self.primary_on(primary::Input::Start, &[]);
-        self.backup_on(backup::Input::Start, &[]);
-        for _ in 0..self.rng.range(0, 4) {
-            self.faultless = false;
+        for side in [A, B] {
+            self.begin(side);
+        }
+        let faults = self.rng.range(0, 6);
+        self.faultless = faults == 0;
+        for _ in 0..faults {
             let at = self.rng.range(5 * MS, HEAL);
             self.at(at, Event::Fault);
+        }
+        for _ in 0..self.rng.range(0, 4) {
+            // An arbiter that is slow for a switch is no fault, and leads to one being given up.
+            self.faultless &= !self.lose_verdicts && self.arbiter_delay_ns <= 50 * MS;
+            let at = self.rng.range(100 * MS, HEAL);
+            self.at(at, Event::Switch);
         }
         self.at(HEAL, Event::Heal);
         self.at(PROGRESS_FROM, Event::MarkProgress);
         while let Some(Reverse((at, sequence))) = self.queue.pop() {
-            if at > END || !self.checker.broken.is_empty() {
+            if at > END || self.over || !self.checker.broken.is_empty() {
                 break;
             }
             self.now = at;
             let event = self.events.remove(&sequence).expect("every queued event is kept");
             self.on_event(event);
         }
-        if self.checker.broken.is_empty() {
+        if !self.over && self.checker.broken.is_empty() {
             self.demand_progress();
         }
+    }
+
+    /// A process starts.
+    fn begin(&mut self, side: Side) {
+        self.own(side, MS, Own::Work);
+        self.primary_on(side, primary::Input::Start, &[]);
+        self.backup_on(side, backup::Input::Start, &[]);
+    }
+
+    /// A host comes back as a backup.
+    pub(super) fn come_back(&mut self, side: Side, host: u64) {
+        self.lives += 1;
+        self.log(|| format!("{side:?} comes back as a backup"));
+        let settings = Settings { start_alone: false, ..self.settings };
+        let slept_ns = self.host(side).slept_ns;
+        let machine = Machine::Backup(Backup::new(identity(host), settings));
+        *self.host(side) = Process { slept_ns, ..Process::new(self.lives, host, machine) };
+        self.begin(side);
     }
 
     pub(super) fn at(&mut self, at: u64, event: Event) {
@@ -267,6 +303,12 @@ impl World {
         self.at(self.now + delay, event);
     }
 
+    /// For the process that this host has now.
+    pub(super) fn own(&mut self, side: Side, delay: u64, own: Own) {
+        let life = self.host(side).life;
+        self.after(delay, Event::Own(side, life, own));
+    }
+
     pub(super) fn fact(&mut self, fact: &'static str) {
         *self.facts.entry(fact).or_default() += 1;
     }
@@ -277,11 +319,12 @@ impl World {
         }
     }
 
-    pub(super) fn process(&mut self, side: Side) -> &mut Process {
-        match side {
-            Side::P => &mut self.p,
-            Side::B => &mut self.b,
-        }
+    pub(super) fn broke(&mut self, what: Broken) {
+        self.checker.broke(what, self.now);
+    }
+
+    pub(super) fn host(&mut self, side: Side) -> &mut Process {
+        &mut self.hosts[side as usize]
     }
 
     fn on_event(&mut self, event: Event) {
@@ -295,27 +338,40 @@ impl World {
                     Item::Closed => self.deliver(to, In::Disconnected(Some(connection))),
                 }
             }
-            Event::Connect => self.connect(),
-            Event::Tick(side) => {
-                self.process(side).tick_at = None;
-                if !self.process(side).paused {
-                    self.deliver(side, In::Tick);
+            Event::Own(side, life, own) if self.host(side).life == life => match own {
+                Own::Connect => self.connect(side),
+                Own::Tick => {
+                    self.host(side).tick_at = None;
+                    if !self.host(side).paused {
+                        self.deliver(side, In::Tick);
+                    }
                 }
+                Own::Work => self.work(side),
+                Own::Wake => self.wake(side),
+                Own::Write => self.write(side),
+                Own::Deliver(input) => self.deliver(side, input),
+            },
+            Event::Own(..) => {}
+            Event::Arbitrate { side, life, host, number, question, silent, other } => {
+                self.arbitrate((side, life, host, other), number, question, silent);
             }
-            Event::Work(side) => self.work(side),
-            Event::Wake(side) => self.wake(side),
-            Event::Write(side) => self.write(side),
-            Event::Loaded { connection } => self.deliver(B, In::Loaded(connection)),
-            Event::Arbitrate { side, question, silent } => self.arbitrate(side, question, silent),
-            Event::Answered { side, answer } => self.deliver(side, In::Answer(answer)),
             Event::Cut { wire, until } => self.cut(wire, until),
             Event::Fault => self.strike(),
+            Event::Switch => {
+                for side in [A, B] {
+                    self.deliver(side, In::Switch);
+                }
+            }
+            Event::Return(side) => {
+                let host = if self.host(side).dead { self.lives + 100 } else { self.host(side).id };
+                self.come_back(side, host);
+            }
             Event::Heal => {
                 self.healed = true;
                 self.arbiter_down = false;
                 (self.lose_verdicts, self.slow_writes) = (false, false);
                 (self.delay_ns, self.jitter_ns, self.arbiter_delay_ns) = (100 * US, 100 * US, 5 * MS);
-                for side in [P, B] {
+                for side in [A, B] {
                     self.wake(side);
                 }
             }

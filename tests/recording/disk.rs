@@ -107,7 +107,8 @@ fn work(shared: &Shared, world: &World) {
         }
         drop(state);
         // Mostly quick, so that the guest has something to do, and now and then not.
-        let longest = if next(&mut random) % 8 == 0 { shared.manner.slow_us } else { shared.manner.slow_us / 8 };
+        let longest =
+            if next(&mut random).is_multiple_of(8) { shared.manner.slow_us } else { shared.manner.slow_us / 8 };
         thread::sleep(Duration::from_micros(next(&mut random) % (longest + 1)));
         let mut state = shared.state();
         let some = 1 + next(&mut random) as usize % state.queue.len();
@@ -115,7 +116,7 @@ fn work(shared: &Shared, world: &World) {
             let may: Vec<usize> = (0..state.queue.len()).filter(|&at| may_go(&state.queue, at)).collect();
             let at = may[next(&mut random) as usize % may.len()];
             let request = state.queue.remove(at);
-            let fails = shared.manner.fails > 0 && next(&mut random) % shared.manner.fails == 0;
+            let fails = shared.manner.fails > 0 && next(&mut random).is_multiple_of(shared.manner.fails);
             let outcome = if fails { Outcome::Failed } else { carry_out(&mut state.image, &request.ask) };
             state.work.requests += 1;
             state.work.overtaken += u64::from(at > 0);

@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lockstep::doors::Behind;
 use lockstep::doors::replay::{ReplayDoor, Source, Tally};
+use lockstep::doors::{Behind, Disk, NoDisk};
 use lockstep::host::file_log::{FileSource, Watch};
 use lockstep::log::file::LogReader;
 use lockstep::machine::blocks::Requests;
@@ -191,11 +191,22 @@ pub fn moved(old: &Machine, state: &MachineState) -> Machine {
 
 /// Replays the log in `file` on machine after machine. The end, what was met, and whether the log was read to its end.
 pub fn replay_moving(file: &Path, seed: u64, one_in: u64) -> (Result<EndReason, Halt>, Moves, Tally, String) {
+    replay_moving_with(file, seed, one_in, Arc::new(NoDisk), |_| {})
+}
+
+/// The same with this disk, and with a look at each new machine.
+pub fn replay_moving_with(
+    file: &Path,
+    seed: u64,
+    one_in: u64,
+    disk: Arc<dyn Disk>,
+    mut look: impl FnMut(&Machine),
+) -> (Result<EndReason, Halt>, Moves, Tally, String) {
     let reader = LogReader::open(file).expect("a log");
     let mut machine = Machine::new(&reader.boot().clone(), Tracking::On).expect("a machine");
     let terminal = Arc::new(Terminal::default());
-    let replay =
-        ReplayDoor::new(FileSource::new(reader, Arc::new(Watch::default())), Behind::console(terminal.clone()));
+    let behind = Behind { disk, ..Behind::console(terminal.clone()) };
+    let replay = ReplayDoor::new(FileSource::new(reader, Arc::new(Watch::default())), behind);
     let mut door = Moving { replay, random: seed | 1, one_in, captured: None, restored: None };
     let mut moves = Moves::default();
     loop {
@@ -204,6 +215,7 @@ pub fn replay_moving(file: &Path, seed: u64, one_in: u64) -> (Result<EndReason, 
         moves.count(&state);
         moves.in_flight += u64::from(!machine.disk_in_flight().is_empty());
         machine = moved(&machine, &state);
+        look(&machine);
         door.restored = Some(state);
     }
 }

@@ -67,7 +67,7 @@ impl Backup {
             return self.lose_link(now, Suspicion::Violation(violation), out);
         }
         self.handover = true;
-        let (election, question) = Election::after(self.generation);
+        let (election, question) = Election::after_with(self.generation, self.peer.as_ref().map(|peer| peer.host));
         self.state = State::Taking(election);
         out.push(Action::Ask(question));
     }

@@ -204,12 +204,13 @@ impl Primary {
         }
     }
 
-    /// Whether the register is held by the backup that was asked to win it.
+    /// Whether the backup that was asked to take over has done so, and shares the generation that it won with this side.
     pub(super) fn heir_has_won(&self, holder: Option<&Claim>) -> bool {
-        // Once: if it holds a later generation as well, then it lives alone.
+        // The register has to say so. A backup that was asked, and never heard of it, may have won the same generation alone.
         self.switch == Switch::HandedOver
-            && holder.zip(self.peer.as_ref()).is_some_and(|(holder, peer)| {
-                holder.host == peer.host && holder.generation == self.generation.saturating_add(1)
+            && holder.is_some_and(|holder| {
+                let next = holder.generation == self.generation.saturating_add(1);
+                next && holder.shared_with == Some(self.me.host())
             })
     }
 

@@ -15,7 +15,7 @@ use crate::arbiter::Claim;
 use crate::machine::instant::Instant;
 
 const MS: u64 = 1_000_000;
-const CLAIM_2: Question = Question::Claim { expected: Some(1), generation: 2 };
+const CLAIM_2: Question = Question::Claim { expected: Some(1), generation: 2, shared_with: None };
 
 fn identity(host: u64, name: &str) -> Identity {
     Identity::new("vm", host, name, "cpu").unwrap()

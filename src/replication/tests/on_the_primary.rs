@@ -34,7 +34,7 @@ fn protected_with(settings: Settings) -> Primary {
     let asked = on(&mut primary, 0, Input::Received(message_hello(Role::Backup, 0)));
     assert_eq!(asked, [Ask(Question::Read), heartbeat(0)]);
     let claimed = on(&mut primary, 0, Input::Arbiter(Answer::Holds(None)));
-    assert_eq!(claimed, [Ask(Question::Claim { expected: None, generation: 1 })]);
+    assert_eq!(claimed, [Ask(Question::Claim { expected: None, generation: 1, shared_with: None })]);
     let prepared = on(&mut primary, 0, Input::Arbiter(Answer::Won));
     assert_eq!(prepared, [Send(message_hello(Role::Primary, 1)), Send(Message::Boot)]);
     let started = on(&mut primary, 0, Input::Received(Message::Welcome { generation: 1 }));

@@ -5,7 +5,9 @@ use backup::Action as B;
 use primary::Action as P;
 
 const READ: primary::Action = P::Ask(Question::Read);
-const CLAIM_3: Question = Question::Claim { expected: Some(2), generation: 3 };
+const CLAIM_3: Question = Question::Claim { expected: Some(2), generation: 3, shared_with: None };
+/// The generation is won for the pair.
+const CLAIM_2_SHARED: Question = Question::Claim { expected: Some(1), generation: 2, shared_with: Some(1) };
 
 fn p(primary: &mut Primary, now_ms: u64, input: primary::Input) -> Vec<primary::Action> {
     let mut out = Vec::new();
@@ -65,7 +67,7 @@ fn handing_over() -> (Primary, Backup) {
     let handed = to_p(&mut primary, 3, ack(2, 2 * MS));
     let lease = P::Lease { until_ns: 182 * MS };
     assert_eq!(handed, [lease, P::Release { below: 2 }, P::Hold, P::Send(handover.clone())]);
-    assert_eq!(to_b(&mut backup, 3, handover), [B::Ask(CLAIM_2)]);
+    assert_eq!(to_b(&mut backup, 3, handover), [B::Ask(CLAIM_2_SHARED)]);
     assert_eq!(backup.state().name(), "taking over");
     (primary, backup)
 }
@@ -161,27 +163,28 @@ fn a_backup_that_does_not_take_over_in_time_is_given_up() {
 }
 
 #[test]
-fn a_new_primary_lost_before_its_first_word_is_followed_by_the_old_one_which_asks_once() {
-    let lose = |primary: &mut Primary, generation| {
-        p(primary, 5, primary::Input::Arbiter(Answer::Lost(Some(identity(2, "beta").claim(generation)))))
+fn a_new_primary_lost_before_its_first_word_is_followed_by_the_old_one() {
+    let lose = |primary: &mut Primary, generation, shared_with| {
+        let holder = Claim { shared_with, ..identity(2, "beta").claim(generation) };
+        p(primary, 5, primary::Input::Arbiter(Answer::Lost(Some(holder))))
     };
-    let (mut old, _) = took();
-    p(&mut old, 5, primary::Input::Disconnected);
-    assert_eq!(lose(&mut old, 2), [P::Ask(CLAIM_3)]);
+    let asking = || {
+        let (mut old, _) = took();
+        p(&mut old, 5, primary::Input::Disconnected);
+        old
+    };
+    let mut old = asking();
+    assert_eq!(lose(&mut old, 2, Some(1)), [P::Ask(CLAIM_3)]);
     let won = p(&mut old, 6, primary::Input::Arbiter(Answer::Won));
     assert_eq!((won.last(), old.generation()), (Some(&P::TakeBack), 3));
-
-    let (mut old, _) = took();
-    p(&mut old, 5, primary::Input::Disconnected);
-    lose(&mut old, 2);
-    assert!(matches!(lose(&mut old, 3)[..], [P::Stop(StopReason::Lost { generation: 3, .. })]), "the other one lives");
-    let (mut old, _) = took();
-    p(&mut old, 5, primary::Input::Disconnected);
-    assert!(matches!(lose(&mut old, 3)[..], [P::Stop(StopReason::Lost { .. })]), "it has lived alone since");
-    let (mut old, _) = took();
-    p(&mut old, 5, primary::Input::Disconnected);
-    let stranger = primary::Input::Arbiter(Answer::Lost(Some(identity(3, "gamma").claim(2))));
-    assert!(matches!(p(&mut old, 5, stranger)[..], [P::Stop(StopReason::Lost { .. })]));
+    let mut old = asking();
+    lose(&mut old, 2, Some(1));
+    let stopped = lose(&mut old, 3, None);
+    assert!(matches!(stopped[..], [P::Stop(StopReason::Lost { generation: 3, .. })]), "the other one lives");
+    for (generation, shared_with) in [(2, None), (2, Some(3)), (3, Some(1))] {
+        let stopped = lose(&mut asking(), generation, shared_with);
+        assert!(matches!(stopped[..], [P::Stop(StopReason::Lost { .. })]), "{generation} was won without this side");
+    }
 }
 
 #[test]
