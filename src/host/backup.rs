@@ -214,7 +214,8 @@ impl<'a> Driver<'a> {
             Action::LoadBlank => {
                 let boot = decode_boot(&std::mem::take(&mut self.bulk))?;
                 self.desk.outlets.fit(&boot)?;
-                self.receiving = Some(Receiving::begin(boot, &self.desk.outlets)?);
+                let keep = self.desk.keeping.file.as_deref().filter(|_| !self.desk.keeping.scratch);
+                self.receiving = Some(Receiving::begin(boot, &self.desk.outlets, keep)?);
             }
             // Done where a flaw can still be told: see `unpack`.
             Action::Apply => {}
@@ -287,8 +288,9 @@ impl<'a> Driver<'a> {
     fn restore(&mut self) -> Result<(), HostError> {
         let Some(receiving) = self.receiving.take() else { return Ok(()) };
         let generation = self.protocol.generation();
-        let (machine, boot, state) =
-            receiving.finish(&std::mem::take(&mut self.bulk), generation, &self.desk.outlets)?;
+        let (bulk, limit) = (std::mem::take(&mut self.bulk), self.desk.keeping.limit_bytes);
+        let (machine, boot, state, keeper) = receiving.finish(&bulk, generation, &self.desk.outlets, limit)?;
+        self.desk.keeper = keeper;
         let (entries, clock_ns) = (state.position.entries(), state.position.clock_ns());
         self.desk.board.watch(machine.safepoints());
         self.desk.outlets.hub.restore(&state.console, entries);
