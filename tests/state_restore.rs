@@ -1,5 +1,6 @@
 //! Promise: the state of a machine is all there is of it. A recorded guest is replayed on machine after machine: at random instants its
 //! state and memory are put into a new machine, which goes on with the rest of the log, and all digests behind that are the logged ones.
+#![allow(clippy::disallowed_methods, reason = "seeds come from the outside")]
 
 mod recording;
 
