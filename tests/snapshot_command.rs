@@ -1,5 +1,6 @@
 //! Promise: `lockstep snapshot` takes the state of a running guest without harm to it, `run --from` and `record --from` go on from there, what they
 //! record replays by itself, and `replay --from-entry` starts at the nearest snapshot in a log.
+#![allow(clippy::disallowed_methods, reason = "tests watch the world's time; nothing of the machine depends on it")]
 
 mod recording;
 
