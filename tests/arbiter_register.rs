@@ -176,6 +176,17 @@ fn flaw(register: &RegisterFile, bytes: &[u8]) -> Flaw {
 }
 
 #[test]
+fn a_generation_won_for_two_is_told_from_one_won_alone() {
+    let (_directory, register) = fresh();
+    let shared = Claim { shared_with: Some(7), ..claim(3, 0xabc) };
+    assert_eq!(register.compare_and_set(VM, None, &shared).unwrap(), Verdict::Won);
+    assert_eq!(register.read(VM).unwrap(), Some(shared.clone()));
+    assert_eq!(register.compare_and_set(VM, None, &shared).unwrap(), Verdict::Won, "asked again");
+    let alone = register.compare_and_set(VM, None, &claim(3, 0xabc)).unwrap();
+    assert_eq!(alone, Verdict::Lost(Some(shared)));
+}
+
+#[test]
 fn a_damaged_register_is_a_named_error_and_stays_as_it_is() {
     let (_directory, register) = fresh();
     register.compare_and_set(VM, None, &claim(3, 0xabc)).unwrap();

@@ -86,7 +86,12 @@ fn what_is_no_image_is_refused_and_left_alone() {
     assert!(matches!(error(&qcow2, ",mode=separate"), DiskError::Format { .. }));
     assert_eq!(std::fs::read(&qcow2).unwrap(), before);
     // The operator may know better.
-    drop(Host::open(&qcow2, ",cache=writeback,format=raw").unwrap());
+    let looks_so = host::image(directory.path(), "looks.img", 64);
+    let mut bytes = vec![0; 64 * 512];
+    bytes[..4].copy_from_slice(b"QFI\xfb");
+    std::fs::write(&looks_so, bytes).unwrap();
+    assert!(matches!(error(&looks_so, ""), DiskError::Format { .. }));
+    drop(Host::open(&looks_so, ",cache=writeback,format=raw").unwrap());
     let raw = host::image(directory.path(), "raw.img", 64);
     assert!(matches!(error(&raw, ",mode=separate,format=qcow2"), DiskError::Qcow2 { .. }));
     let odd = host::image(directory.path(), "odd.img", 64);

@@ -1,14 +1,20 @@
 //! Promise: `lockstep snapshot` takes the state of a running guest without harm to it, `run --from` and `record --from` go on from there, what they
 //! record replays by itself, and `replay --from-entry` starts at the nearest snapshot in a log.
+#![allow(clippy::disallowed_methods, reason = "tests watch the world's time; nothing of the machine depends on it")]
 
 mod recording;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use lockstep::log::entry::Body;
+use lockstep::log::file::LogReader;
+use lockstep::machine::Tracking;
+use lockstep::transfer::file;
 use recording::machine::{digests, read_log};
 use recording::process::{LOCKSTEP, Process, lockstep, path, text, until};
 
@@ -43,6 +49,8 @@ impl Detached {
     fn address(&self) -> String {
         until("the console's address", || {
             let said = self.said();
+            let alright = |line: &str| !line.starts_with("lockstep: ") || line.contains("runs detached");
+            assert!(said.lines().all(alright), "it does not start: {said}");
             let (_, rest) = said.split_once("runs detached; console ")?;
             rest.split_once('\n').map(|(address, _)| address.to_string())
         })
@@ -196,6 +204,8 @@ fn a_guest_with_a_disk_goes_on_with_a_copy_of_its_image() {
     let output = lockstep(&["snapshot", &guest.address(), path(&shot)]);
     assert!(output.status.success() && text(&output).contains("has a disk"), "{}", text(&output));
     std::fs::copy(&image, &copy).expect("a copy");
+    // And of its stamp, by which it is known.
+    std::fs::copy(at("image.lockstep"), at("copy.lockstep")).expect("a copy");
     guest.does("resume");
     guest.goes_on(500);
     guest.stop();
@@ -208,6 +218,19 @@ fn a_guest_with_a_disk_goes_on_with_a_copy_of_its_image() {
     guest.does("resume");
     guest.goes_on(2000);
     guest.stop();
+    // All that was in flight has come to its end.
+    let (machine, _) =
+        file::machine(&mut LogReader::open(&shot).expect("a snapshot"), Tracking::Off).expect("a machine");
+    let (_, entries) = read_log(&log);
+    let completed: BTreeSet<u64> = entries
+        .iter()
+        .filter_map(|entry| if let Body::Disk(completions) = &entry.body { Some(completions) } else { None })
+        .flat_map(|completions| completions.iter().map(|completion| completion.id))
+        .collect();
+    let in_flight = machine.disk_in_flight();
+    println!("{} requests in flight, {} completed", in_flight.len(), completed.len());
+    assert!(in_flight.iter().all(|request| completed.contains(&request.id)), "{in_flight:?}");
+    assert!(completed.len() > 100);
     let told = replayed(&[path(&log)]);
     assert_eq!(told["complete"], true);
     assert!(told["end"].as_str().expect("an end").contains("stopped"), "the guest found nothing wrong: {told}");

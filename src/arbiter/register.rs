@@ -121,7 +121,10 @@ impl Arbiter for RegisterFile {
             .map_err(|(_, errno)| storage("lock", &path, io::Error::from(errno)))?;
 
         let held = self.read(vm)?;
-        if held.as_ref().is_some_and(|held| (held.generation, held.host) == (claim.generation, claim.host)) {
+        let same = |held: &Claim| {
+            (held.generation, held.host, held.shared_with) == (claim.generation, claim.host, claim.shared_with)
+        };
+        if held.as_ref().is_some_and(same) {
             // Set by an earlier call, which may have died before this.
             self.sync()?;
             return Ok(Verdict::Won);

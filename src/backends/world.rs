@@ -217,11 +217,6 @@ impl World {
         self.state().due.capture = false;
     }
 
-    /// vCPU thread: what [`take_control`](Self::take_control) would give.
-    pub fn next_control(&self) -> Option<Control> {
-        self.state().controls.front().copied()
-    }
-
     /// vCPU thread: the next thing that the operator wants done.
     pub fn take_control(&self) -> Option<Control> {
         let mut state = self.state();

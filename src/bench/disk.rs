@@ -17,14 +17,29 @@ pub const NAME: &str = "disk";
 struct Load {
     what: &'static str,
     arguments: &'static str,
+    /// Past the host's cache: then it is the disk that the guest waits for.
+    bound: bool,
 }
 
-const LOADS: [Load; 4] = [
-    Load { what: "reads of 4 KiB, one at a time", arguments: "bench read size=4096 depth=1 seconds=60" },
-    Load { what: "reads of 4 KiB, 16 at a time", arguments: "bench read size=4096 depth=16 seconds=60" },
-    Load { what: "writes of 4 KiB, one at a time", arguments: "bench write size=4096 depth=1 seconds=60" },
-    Load { what: "writes of 4 KiB, 16 at a time", arguments: "bench write size=4096 depth=16 seconds=60" },
+const LOADS: [Load; 5] = [
+    Load { what: "reads of 4 KiB, 1 at a time", arguments: "bench read size=4096 depth=1 seconds=60", bound: true },
+    Load { what: "reads of 4 KiB, 16 at a time", arguments: "bench read size=4096 depth=16 seconds=60", bound: true },
+    Load { what: "writes of 4 KiB, 1 at a time", arguments: "bench write size=4096 depth=1 seconds=60", bound: true },
+    Load { what: "writes of 4 KiB, 16 at a time", arguments: "bench write size=4096 depth=16 seconds=60", bound: true },
+    Load {
+        what: "reads of 4 KiB from the host's cache, 16 at a time",
+        arguments: "bench read size=4096 depth=16 seconds=60",
+        bound: false,
+    },
 ];
+
+impl Load {
+    /// What the hosts are told of the disk.
+    fn disk(&self, image: &Path, more: &str) -> String {
+        let cache = if self.bound { "none" } else { "writeback" };
+        format!("{},mode=shared,cache={cache}{more}", image.display())
+    }
+}
 
 const IMAGE_BYTES: u64 = 256 << 20;
 
@@ -72,15 +87,16 @@ fn measure(bench: &Bench, image: &Path, load: &Load) -> anyhow::Result<Vec<Row>>
     let per_s = |windows: &[Window]| of(windows, |w| w.operations);
     let mbit = |windows: &[Window]| of(windows, |w| w.log_bytes) * 8.0 / 1e6;
     let what = load.what;
+    let target = |row: Row| if load.bound { row.target(Target::AtLeast(0.95)) } else { row };
     let mut rows = vec![
-        Row::new(NAME, format!("{what}: protected / unprotected"), per_s(&logged) / per_s(&alone), "")
-            .target(Target::AtLeast(0.95))
-            .note(format!(
+        target(Row::new(NAME, format!("{what}: protected / unprotected"), per_s(&logged) / per_s(&alone), "")).note(
+            format!(
                 "{:.0} operations/s unprotected, {:.0} protected; image shared, {samples} samples; log {:.2} Mbit/s",
                 per_s(&alone),
                 per_s(&logged),
                 mbit(&logged)
-            )),
+            ),
+        ),
     ];
     if !backup.is_empty() {
         rows.push(Row::new(NAME, "  the same with reads=backup", per_s(&backup) / per_s(&alone), "").note(format!(
@@ -94,14 +110,14 @@ fn measure(bench: &Bench, image: &Path, load: &Load) -> anyhow::Result<Vec<Row>>
 }
 
 async fn unprotected(bench: &Bench, image: &Path, load: &Load) -> anyhow::Result<Window> {
-    let disk = format!("{},mode=shared", image.display());
+    let disk = load.disk(image, "");
     let place = Place { disk: Some(&disk), ..Place::loopback("alpha") };
     let guest = Pair::unprotected_at(&place, "disk", load.arguments, &[])?;
     window(bench, &guest.primary).await
 }
 
 async fn with_a_backup(bench: &Bench, image: &Path, load: &Load, more: &str) -> anyhow::Result<Window> {
-    let disk = format!("{},mode=shared{more}", image.display());
+    let disk = load.disk(image, more);
     let place = |host| Place { disk: Some(&disk), ..Place::loopback(host) };
     let pair = Pair::start_at(&[place("alpha"), place("beta")], "disk", load.arguments, &[])?;
     protected(&pair.primary).await.with_context(|| pair.words())?;

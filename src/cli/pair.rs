@@ -152,6 +152,7 @@ impl PairArgs {
         let keeping = Keeping {
             digest_every_ns: self.digest_interval.saturating_mul(1_000_000),
             file: self.log.clone(),
+            scratch: false,
             limit_bytes: self.log_limit.saturating_mul(1 << 20),
         };
         let transfer = precopy::Settings { bytes_per_s: self.transfer_rate.map(|mib| mib.saturating_mul(1 << 20)) };
@@ -278,7 +279,9 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
         // A divergence is worth nothing without the log that shows it. Whoever names no file gets one for that case alone.
         let scratch = scratch_log(&args.name, std::process::id());
         let asked_for = site.keeping.file.is_some();
-        site.keeping.file.get_or_insert_with(|| scratch.clone());
+        if !asked_for {
+            (site.keeping.file, site.keeping.scratch) = (Some(scratch.clone()), true);
+        }
         eprintln!(
             "lockstep: backup of `{}`; primary {}, logging channel {}, console {}",
             args.name,

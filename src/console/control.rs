@@ -62,17 +62,15 @@ pub async fn snapshot(
             }),
         );
         let answer = answer.await.map_err(|_| DialError::Silent)??;
-        while answer.accepted {
+        let mut last = !answer.accepted;
+        while !last {
             let next = timeout(patience, reader.frame()).await.map_err(|_| DialError::Silent)??;
             let (parsed, whole) = next.ok_or(DialError::Closed)?;
             if !matches!(parsed.kind, FrameKind::Transfer | FrameKind::Chunk | FrameKind::State | FrameKind::Close) {
                 return Err(DialError::NotLockstep);
             }
-            let last = parsed.kind == FrameKind::Close;
+            last = parsed.kind == FrameKind::Close;
             frame(parsed, whole)?;
-            if last {
-                break;
-            }
         }
         Ok(answer)
     };

@@ -221,11 +221,11 @@ impl Shared {
                 continue;
             };
             drop(state);
-            let result = if job.needs_leave {
-                self.image.perform(&job.ask, &mut buffer, &|| self.may_change())
-            } else {
-                self.image.perform(&job.ask, &mut buffer, &|| true)
-            };
+            let may = || !job.needs_leave || self.may_change();
+            let perform = || self.image.perform(&job.ask, &mut buffer, &may);
+            // A guest that hears nothing waits for ever, so a bug below must not take the request with it.
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(perform))
+                .unwrap_or_else(|_| Err(Trouble::Io("use", io::Error::other("a thread of the disk panicked"))));
             state = self.state();
             if self.conclude(&mut state, &job, result) {
                 drop(state);

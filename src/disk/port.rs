@@ -199,7 +199,11 @@ impl DiskPort {
             return Ok(());
         }
         let mut stamp = stamp.clone();
-        stamp.vm.clone_from(&self.vm);
+        if stamp.vm != self.vm {
+            // Another VM counts anew.
+            stamp.vm.clone_from(&self.vm);
+            stamp.generation = 0;
+        }
         stamp.mode = self.mode;
         change(&mut stamp);
         stamp.write(&self.stamp_path)?;
@@ -277,11 +281,10 @@ impl DiskPort {
                 }
             }
         }
-        let (separate, vm) = (self.mode == Mode::Separate, &self.vm);
+        let separate = self.mode == Mode::Separate;
         let contents = hex(state.contents);
         let stamped = self.put_stamp(&mut state, |stamp| {
-            // Another VM counts anew.
-            stamp.generation = if stamp.vm == *vm { stamp.generation.max(generation) } else { generation };
+            stamp.generation = stamp.generation.max(generation);
             (stamp.role, stamp.clean) = (ImageRole::Live, false);
             if separate {
                 stamp.contents = contents;
@@ -577,6 +580,10 @@ impl DiskPort {
 }
 
 impl Disk for DiskPort {
+    fn holds_changes(&self) -> bool {
+        self.mode == Mode::Shared
+    }
+
     fn submit(&self, entry: u64, requests: Requests) {
         let at_once = |ask: &Ask| matches!(ask, Ask::Read { bytes, .. } if *bytes <= MAX_INLINE);
         let mut ids = Vec::new();

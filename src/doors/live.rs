@@ -21,6 +21,10 @@ pub trait Log {
     const DIGESTS: bool;
     /// Appends an entry and returns its number. May block while the log is full.
     fn append(&mut self, entry: &Entry) -> Result<u64, Halt>;
+    /// The same for an entry whose acknowledgement nobody waits for: it may leave with the next one that somebody does.
+    fn append_at_leisure(&mut self, entry: &Entry) -> Result<u64, Halt> {
+        self.append(entry)
+    }
     /// Where this log stands: an encoder that would write the next entry.
     fn position(&self) -> Encoder;
 }
@@ -81,17 +85,6 @@ impl<L: Log> LiveDoor<L> {
 
     fn log(&mut self, at: Instant, body: Body) -> Result<u64, Halt> {
         self.log.append(&Entry { at, body })
-    }
-
-    /// Takes what has come in for the card, as much as it has room for, and logs it.
-    fn packets(&mut self, at: Instant, room: usize) -> Result<Option<Event>, Halt> {
-        self.world.looking_for_packets();
-        let Some(packets) = self.behind.network.take(room) else { return Ok(None) };
-        self.world.packets_may_remain();
-        let entry = Entry { at, body: Body::Packets(packets) };
-        self.log.append(&entry)?;
-        let Body::Packets(packets) = entry.body else { unreachable!("made just above") };
-        Ok(Some(Event::Packets(packets)))
     }
 
     /// Logs what has become of disk requests, and hands it on.
@@ -163,17 +156,6 @@ impl<L: Log> Inputs for LiveDoor<L> {
                 self.world.about_to_capture();
                 return Ok(Some(Event::Capture));
             }
-            // Before the roles change: what waits here would be lost to the guest, and its senders would find that out by their time-outs alone.
-            // It ends, for the guest has so much room and makes none meanwhile.
-            if due.control
-                && due.packets
-                && !due.paused
-                && ready.packet_room > 0
-                && self.world.next_control() == Some(Control::Switch)
-                && let Some(packets) = self.packets(at, ready.packet_room)?
-            {
-                return Ok(Some(packets));
-            }
             if due.control
                 && let Some(control) = self.world.take_control()
             {
@@ -206,8 +188,13 @@ impl<L: Log> Inputs for LiveDoor<L> {
                 continue;
             }
             if due.packets && ready.packet_room > 0 {
-                if let Some(packets) = self.packets(at, ready.packet_room)? {
-                    return Ok(Some(packets));
+                self.world.looking_for_packets();
+                if let Some(packets) = self.behind.network.take(ready.packet_room) {
+                    self.world.packets_may_remain();
+                    let entry = Entry { at, body: Body::Packets(packets) };
+                    self.log.append(&entry)?;
+                    let Body::Packets(packets) = entry.body else { unreachable!("made just above") };
+                    return Ok(Some(Event::Packets(packets)));
                 }
                 continue;
             }
@@ -246,7 +233,10 @@ impl<L: Log> Outputs for LiveDoor<L> {
     }
 
     fn disk(&mut self, at: Instant, requests: &mut Requests) -> Result<(), Halt> {
-        let entry = self.log(at, Body::asked(requests))?;
+        // Reads are carried out at once, and so is all that goes to an image of this host's own.
+        let waits = self.behind.disk.holds_changes() && requests.iter().any(|request| request.ask.changes());
+        let asked = Entry { at, body: Body::asked(requests) };
+        let entry = if waits { self.log.append(&asked) } else { self.log.append_at_leisure(&asked) }?;
         self.behind.disk.submit(entry, std::mem::take(requests));
         Ok(())
     }

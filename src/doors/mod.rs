@@ -56,6 +56,10 @@ pub trait Disk: Send + Sync {
     fn submit(&self, entry: u64, requests: Requests);
     /// What has come to its end, in any order; never an empty batch. Every read has its bytes.
     fn take(&self) -> Option<Completions>;
+    /// Whether changes wait until their entry is safe.
+    fn holds_changes(&self) -> bool {
+        true
+    }
     /// Whether the backup reads by itself what this side has read: the log then carries a check instead of the bytes.
     fn backup_reads(&self) -> bool {
         false

@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
@@ -23,7 +23,9 @@ use crate::log::codec::Encoder;
 use crate::log::entry::Entry;
 use crate::log::stream::{EntryStream, StreamError};
 use crate::machine::doors::{EndReason, Halt};
+use crate::machine::packets::Packets;
 use crate::machine::{Machine, Tracking};
+use crate::net::port::Port;
 use crate::replication::StopReason;
 use crate::replication::backup::{Action, Backup, Input, State};
 use crate::replication::election::Answer;
@@ -32,6 +34,9 @@ use crate::replication::primary::Primary;
 
 /// How long a backup whose guest has ended keeps the guest's last words for clients that come from a dead primary.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Within this the network has learnt where the guest is after a switch.
+const NETWORK_LEARNS: Duration = Duration::from_secs(1);
 
 /// What happened next.
 enum Wake {
@@ -43,6 +48,7 @@ enum Wake {
     Answer(Answer),
     Vcpu(FromVcpu),
     Requested(Request),
+    Strays(Packets),
 }
 
 /// Why a message cannot be used.
@@ -73,6 +79,16 @@ pub(super) struct Driver<'a> {
     /// The primary that is being connected to.
     primary: String,
     turn: Option<Turn>,
+    /// Until when packets that come here for the guest are passed on to the host that has just got it.
+    passes_on_until: Option<Instant>,
+}
+
+/// Waits for packets that have gone astray, or for ever.
+async fn strays(network: Option<Arc<Port>>) -> Packets {
+    match network {
+        Some(network) => network.strays().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn connected(connecting: &mut Option<Connecting>) -> std::io::Result<TcpStream> {
@@ -96,7 +112,8 @@ impl<'a> Driver<'a> {
     /// The backup that a primary has become which has handed over; its machine replays already.
     pub fn handed_over(desk: &'a mut Desk, protocol: Box<Backup>) -> Self {
         let stream = desk.guest.as_ref().and_then(Guest::position).map(EntryStream::continuing).unwrap_or_default();
-        Self::with(desk, protocol, stream)
+        let passes_on_until = Some(Instant::now() + NETWORK_LEARNS);
+        Driver { passes_on_until, ..Self::with(desk, protocol, stream) }
     }
 
     fn with(desk: &'a mut Desk, protocol: Box<Backup>, stream: EntryStream) -> Self {
@@ -113,6 +130,7 @@ impl<'a> Driver<'a> {
             receiving: None,
             primary: String::new(),
             turn: None,
+            passes_on_until: None,
         }
     }
 
@@ -134,6 +152,7 @@ impl<'a> Driver<'a> {
                 return Ok(Turn::Over);
             }
             let time = super::due(self.protocol.next_deadline());
+            let network = self.passes_on_until.and(self.desk.outlets.network.clone());
             let Desk { connection, guest, referee, listener, board, .. } = &mut *self.desk;
             let wake = tokio::select! {
                 biased;
@@ -145,11 +164,17 @@ impl<'a> Driver<'a> {
                 stream = connected(&mut self.connecting) => Wake::Connected(stream),
                 accepted = listener.accept() => Wake::Accepted(accepted),
                 request = board.requested() => Wake::Requested(request),
+                packets = strays(network) => Wake::Strays(packets),
             };
             match wake {
                 Wake::Refresh => {
                     self.report();
                     self.look_at_the_disk()?;
+                    if self.passes_on_until.take_if(|until| *until <= Instant::now()).is_some()
+                        && let Some(network) = &self.desk.outlets.network
+                    {
+                        network.end_strays();
+                    }
                 }
                 Wake::Connected(Ok(stream)) => self.on_connected(stream)?,
                 Wake::Connected(Err(error)) => {
@@ -167,6 +192,12 @@ impl<'a> Driver<'a> {
                 }
                 Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
                 Wake::Vcpu(said) => self.on_vcpu(said)?,
+                Wake::Strays(packets) => {
+                    if !self.desk.send(&Message::Strays, &crate::net::strays::encode(&packets)) {
+                        self.desk.connection = None;
+                        self.feed(Input::Disconnected)?;
+                    }
+                }
                 Wake::Requested(Request::Stop) => self.feed(Input::StopRequested)?,
                 Wake::Requested(Request::Switch(reply)) => reply.refuse("this host does not run the machine".into()),
                 Wake::Requested(Request::Control(_)) => {}
@@ -214,7 +245,8 @@ impl<'a> Driver<'a> {
             Action::LoadBlank => {
                 let boot = decode_boot(&std::mem::take(&mut self.bulk))?;
                 self.desk.outlets.fit(&boot)?;
-                self.receiving = Some(Receiving::begin(boot, &self.desk.outlets)?);
+                let keep = self.desk.keeping.file.as_deref().filter(|_| !self.desk.keeping.scratch);
+                self.receiving = Some(Receiving::begin(boot, &self.desk.outlets, keep)?);
             }
             // Done where a flaw can still be told: see `unpack`.
             Action::Apply => {}
@@ -287,8 +319,9 @@ impl<'a> Driver<'a> {
     fn restore(&mut self) -> Result<(), HostError> {
         let Some(receiving) = self.receiving.take() else { return Ok(()) };
         let generation = self.protocol.generation();
-        let (machine, boot, state) =
-            receiving.finish(&std::mem::take(&mut self.bulk), generation, &self.desk.outlets)?;
+        let (bulk, limit) = (std::mem::take(&mut self.bulk), self.desk.keeping.limit_bytes);
+        let (machine, boot, state, keeper) = receiving.finish(&bulk, generation, &self.desk.outlets, limit)?;
+        self.desk.keeper = keeper;
         let (entries, clock_ns) = (state.position.entries(), state.position.clock_ns());
         self.desk.board.watch(machine.safepoints());
         self.desk.outlets.hub.restore(&state.console, entries);

@@ -94,6 +94,7 @@ fn frame_kind(kind: Kind) -> FrameKind {
         Kind::Goodbye => FrameKind::Goodbye,
         Kind::Handover => FrameKind::Handover,
         Kind::Took => FrameKind::Took,
+        Kind::Strays => FrameKind::Strays,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Keeping a copy of the log in a file beside a running pair, off the channel thread. A file that cannot keep up or reaches its
 //! limit is given up, never the machine.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -22,7 +23,11 @@ pub struct Keeper {
 impl Keeper {
     /// Creates the file; beyond `limit_bytes` it is given up.
     pub fn create(path: &Path, boot: &Boot, limit_bytes: u64) -> Result<Self, LogError> {
-        let file = EncodedWriter::create(path, boot)?;
+        Self::continuing(path, EncodedWriter::create(path, boot)?, limit_bytes)
+    }
+
+    /// Goes on with a file that has what the log starts from.
+    pub fn continuing(path: &Path, file: EncodedWriter<File>, limit_bytes: u64) -> Result<Self, LogError> {
         let (batches, inbox) = sync_channel(QUEUE);
         let writer = thread::Builder::new()
             .name("log file".into())

@@ -103,6 +103,8 @@ pub struct Keeping {
     pub digest_every_ns: u64,
     /// File for a copy of the log; `None`: none is kept.
     pub file: Option<PathBuf>,
+    /// The file is wanted for a divergence only. A guest that is received running has none then: it would begin with all of its memory.
+    pub scratch: bool,
     /// Size at which the file is given up, in bytes.
     pub limit_bytes: u64,
 }

@@ -158,6 +158,14 @@ impl Log for OutgoingLog {
         Ok(number)
     }
 
+    fn append_at_leisure(&mut self, entry: &Entry) -> Result<u64, Halt> {
+        let (number, waiting_bytes) = self.0.append(entry)?;
+        if waiting_bytes > WORTH_A_FRAME {
+            self.0.ready.notify_one();
+        }
+        Ok(number)
+    }
+
     fn position(&self) -> Encoder {
         self.0.state().encoder.clone()
     }

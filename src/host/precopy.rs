@@ -92,34 +92,18 @@ pub struct PreCopy {
     sent: Receiver<Sent>,
     /// How it gets on.
     pub progress: Arc<Progress>,
-    cancel: Arc<Cancel>,
+    cancel: Arc<AtomicBool>,
+    hold: Arc<Mutex<Hold>>,
 }
 
-/// Whether a transfer has been given up.
-#[derive(Default)]
-struct Cancel {
-    flag: AtomicBool,
-    /// Held while the vCPU thread takes the state: whoever has given the transfer up knows afterwards that nothing more is cut, held or taken for it.
-    taking: Mutex<()>,
-}
-
-impl Cancel {
-    fn is_set(&self) -> bool {
-        self.flag.load(SeqCst)
-    }
-
-    fn set(&self) {
-        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
-        self.flag.store(true, SeqCst);
-    }
-
-    /// Does `what` unless the transfer was given up, and not while it is.
-    fn unless_set(&self, what: impl FnOnce()) {
-        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.is_set() {
-            what();
-        }
-    }
+/// Whether the log was cut and outputs are held for the new backup. Decided under a lock, for the driver may give the backup up at the very moment at which
+/// the vCPU thread takes the state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Hold {
+    #[default]
+    NotYet,
+    Held,
+    GivenUp,
 }
 
 /// The thread of a transfer. It may outlive the transfer for a moment, in which it still asks what the guest has written.
@@ -142,13 +126,15 @@ impl PreCopy {
     /// page that the one thread is told of, the other never hears of.
     pub fn begin(source: Source, settings: Settings, before: Option<Copying>) -> std::io::Result<(Self, Copying)> {
         let (to, sent) = channel(QUEUE);
-        let (progress, cancel) = (Arc::new(Progress::default()), Arc::new(Cancel::default()));
+        let (progress, cancel) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
+        let hold = Arc::<Mutex<Hold>>::default();
         let mut copier = Copier {
             source: Arc::new(source),
             settings,
             to,
             progress: progress.clone(),
             cancel: cancel.clone(),
+            hold: hold.clone(),
             packer: Packer::default(),
             compress: false,
             began: Instant::now(),
@@ -165,7 +151,14 @@ impl PreCopy {
                 let _ = copier.to.blocking_send(Sent::Failed(error));
             }
         })?;
-        Ok((PreCopy { sent, progress, cancel }, copying))
+        Ok((PreCopy { sent, progress, cancel, hold }, copying))
+    }
+
+    /// Gives the backup up: nothing more is taken or held for it. True: outputs are held, and the log is cut, since its state was taken.
+    pub fn give_up(&self) -> bool {
+        self.cancel.store(true, SeqCst);
+        let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *hold, Hold::GivenUp) == Hold::Held
     }
 
     /// What is to be sent next; for ever nothing behind the end.
@@ -179,7 +172,7 @@ impl PreCopy {
 
 impl Drop for PreCopy {
     fn drop(&mut self) {
-        self.cancel.set();
+        self.cancel.store(true, SeqCst);
     }
 }
 
@@ -201,7 +194,8 @@ struct Copier {
     settings: Settings,
     to: Sender<Sent>,
     progress: Arc<Progress>,
-    cancel: Arc<Cancel>,
+    cancel: Arc<AtomicBool>,
+    hold: Arc<Mutex<Hold>>,
     packer: Packer,
     compress: bool,
     began: Instant,
@@ -298,7 +292,7 @@ impl Copier {
 
     fn flush(&mut self) -> Result<(), Stop> {
         if self.packer.is_empty() {
-            return if self.cancel.is_set() { Err(Stop::Cancelled) } else { Ok(()) };
+            return if self.cancel.load(SeqCst) { Err(Stop::Cancelled) } else { Ok(()) };
         }
         let (chunk, _) = self.packer.take(self.compress);
         self.send_chunk(chunk)
@@ -314,7 +308,7 @@ impl Copier {
     }
 
     fn send(&mut self, sent: Sent) -> Result<(), Stop> {
-        if self.cancel.is_set() {
+        if self.cancel.load(SeqCst) {
             return Err(Stop::Cancelled);
         }
         match self.to.try_send(sent) {
@@ -334,19 +328,20 @@ impl Copier {
     /// Has the guest stand still, with `written` yet to be sent, until its state and all that it has written since are taken.
     fn stand_still(&mut self, written: Vec<u64>) -> Result<Still, Stop> {
         let (say, said) = blocking::channel();
-        let (source, cancel) = (self.source.clone(), self.cancel.clone());
+        let (source, hold) = (self.source.clone(), self.hold.clone());
         self.source.world.request_capture(Box::new(move |captured| {
-            cancel.unless_set(|| {
-                // Nobody waits any more only where it was given up.
+            let mut hold = hold.lock().unwrap_or_else(PoisonError::into_inner);
+            if *hold == Hold::NotYet {
+                *hold = Hold::Held;
                 let _ = say.send(take(&source, written, captured));
-            });
+            }
         }));
         // The machine drops the request, and with it the sender, when it ends.
         loop {
             match said.recv_timeout(Duration::from_millis(50)) {
                 Ok(still) => return Ok(still),
                 Err(blocking::RecvTimeoutError::Disconnected) => return Err(TransferError::MachineGone.into()),
-                Err(blocking::RecvTimeoutError::Timeout) if self.cancel.is_set() || self.to.is_closed() => {
+                Err(blocking::RecvTimeoutError::Timeout) if self.cancel.load(SeqCst) || self.to.is_closed() => {
                     return Err(Stop::Cancelled);
                 }
                 Err(blocking::RecvTimeoutError::Timeout) => {}

@@ -9,7 +9,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::HostError;
 use super::board::Request;
-use super::channel::{ChannelError, Connection, Stir, arrived};
+use super::channel::{ChannelError, Connection, Received, Stir, arrived};
 use super::desk::{Desk, Turn, turn_away};
 use super::guest::{FromVcpu, Guest, Living, Part, said};
 use super::outgoing::Batch;
@@ -23,6 +23,7 @@ use crate::machine::Machine;
 use crate::machine::doors::{Control, EndReason, Halt};
 use crate::machine::instant::Instant as GuestInstant;
 use crate::machine::snapshot::Boot;
+use crate::net::strays;
 use crate::replication::backup::Backup;
 use crate::replication::election::Answer;
 use crate::replication::message::{Message, Refusal};
@@ -264,7 +265,6 @@ impl<'a> Driver<'a> {
                 if let Some(transferring) = self.transferring.take() {
                     transferring.end(&self.living, &self.desk.outlets);
                 }
-                self.living.outgoing.join();
             }
             Action::SwitchGuest => self.living.world.control(Control::Switch),
             Action::NoSwitch(why) => {
@@ -381,6 +381,11 @@ impl<'a> Driver<'a> {
         while self.turn.is_none() {
             let Some(connection) = &mut self.desk.connection else { return Ok(()) };
             match connection.next_message() {
+                Ok(Some(Received { message: Message::Strays, bulk })) => {
+                    if let Some(network) = &self.desk.outlets.network {
+                        network.inject(strays::decode(&bulk));
+                    }
+                }
                 Ok(Some(received)) => self.feed(Input::Received(received.message))?,
                 Ok(None) => return Ok(()),
                 Err(error) => return self.lost(&error),
@@ -507,10 +512,11 @@ impl<'a> Driver<'a> {
         let ended = self.desk.guest.as_ref().is_some_and(|guest| guest.ended.is_some());
         let clean = ended && matches!(self.desk.stopped, Some(crate::replication::StopReason::Ended));
         // The console's clients may take the last words of a guest that has ended; its packets leave now.
-        if clean && self.alone {
-            if let Some(network) = &self.desk.outlets.network {
-                network.release(u64::MAX);
-            }
+        if clean
+            && self.alone
+            && let Some(network) = &self.desk.outlets.network
+        {
+            network.release(u64::MAX);
         }
         self.desk.end_outlets(clean);
         self.report();

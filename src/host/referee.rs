@@ -25,6 +25,8 @@ pub struct Referee {
     pending: Option<Instant>,
     /// Number of the question that the thread works at.
     working: Option<u64>,
+    /// The newest question, while the thread works at an older one.
+    next: Option<Question>,
 }
 
 impl Referee {
@@ -39,14 +41,23 @@ impl Referee {
                 }
             }
         })?;
-        Ok(Referee { questions, answers, asked: 0, pending: None, working: None })
+        Ok(Referee { questions, answers, asked: 0, pending: None, working: None, next: None })
     }
 
     /// Asks. The answer comes from [`answer`](Self::answer).
     pub fn ask(&mut self, question: Question) {
         self.asked += 1;
         self.pending = Some(Instant::now() + DEADLINE);
-        if self.working.is_none() && self.questions.send((self.asked, question)).is_ok() {
+        self.next = Some(question);
+        self.put();
+    }
+
+    /// Has the thread work at the newest question, unless it works at another one.
+    fn put(&mut self) {
+        if self.working.is_none()
+            && let Some(question) = self.next.take()
+            && self.questions.send((self.asked, question)).is_ok()
+        {
             self.working = Some(self.asked);
         }
     }
@@ -64,6 +75,7 @@ impl Referee {
             tokio::select! {
                 Some((number, answer)) = self.answers.recv() => {
                     self.working = None;
+                    self.put();
                     // An answer that comes too late is none: the question is asked again, and it is safe to.
                     if number == self.asked && self.pending.take().is_some() {
                         return answer;

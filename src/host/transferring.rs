@@ -79,12 +79,14 @@ impl Transferring {
         self.state.as_mut().map(|(_, bytes)| std::mem::take(bytes)).unwrap_or_default()
     }
 
-    /// Its backup is gone. Nothing is done for it any more when this returns; what was held for it goes its way.
+    /// Its backup is gone: the guest runs on as if there had been none.
     pub fn end(self, living: &Living, outlets: &Outlets) {
         self.bar.finish();
-        drop(self.copy);
+        if self.copy.give_up() {
+            living.outgoing.join();
+            outlets.set_protection(Protection::Unprotected);
+        }
         living.world.set_slow_down(0);
-        outlets.set_protection(Protection::Unprotected);
     }
 
     /// How it gets on.

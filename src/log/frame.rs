@@ -60,6 +60,8 @@ pub enum FrameKind {
     Handover = 27,
     /// Channel: the other side goes on, in generation `number`.
     Took = 28,
+    /// Channel: packets for the guest that came to the host that handed it over (see [`crate::net::strays`]).
+    Strays = 29,
 
     /// Control port: a console client asks for the guest's console.
     Attach = 32,
@@ -89,7 +91,7 @@ pub enum FrameKind {
 
 impl FrameKind {
     /// All kinds.
-    pub const ALL: [FrameKind; 28] = [
+    pub const ALL: [FrameKind; 29] = [
         FrameKind::Boot,
         FrameKind::Entries,
         FrameKind::Close,
@@ -106,6 +108,7 @@ impl FrameKind {
         FrameKind::State,
         FrameKind::Handover,
         FrameKind::Took,
+        FrameKind::Strays,
         FrameKind::Attach,
         FrameKind::Attached,
         FrameKind::Input,
@@ -125,7 +128,7 @@ impl FrameKind {
         match self {
             FrameKind::Boot | FrameKind::Transfer => 64 << 20,
             FrameKind::State => 16 << 20,
-            FrameKind::Entries | FrameKind::Chunk => 1 << 20,
+            FrameKind::Entries | FrameKind::Chunk | FrameKind::Strays => 1 << 20,
             _ => 64 << 10,
         }
     }

@@ -22,6 +22,7 @@ pub mod received;
 pub mod replayed;
 pub mod socket;
 pub mod spec;
+pub mod strays;
 pub mod tap;
 mod wire;
 

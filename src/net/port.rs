@@ -49,6 +49,8 @@ pub(super) struct State {
     replayed: Replayed,
     pub addresses: Addresses,
     pub live: bool,
+    /// This host has handed the machine over: what still comes for it is passed on.
+    pub passes_on: bool,
     /// Nothing leaves, not even an announcement.
     pub on_hold: bool,
     pub rx_packets: u64,
@@ -93,7 +95,7 @@ impl State {
     }
 
     fn forget_all(&mut self) {
-        self.live = false;
+        (self.live, self.passes_on) = (false, false);
         self.received.clear();
         (self.held, self.replayed) = Default::default();
         (self.held_bytes, self.held_packets) = (0, 0);
@@ -109,6 +111,8 @@ pub struct Port {
     pub(super) lease_until_ns: AtomicU64,
     /// Something waits only for a longer lease.
     pub(super) lease_ran_out: AtomicBool,
+    /// Packets have come that are to be [passed on](Self::strays).
+    pub(super) astray: Notify,
     /// Something that [`run`](Self::run) has to look at has changed.
     pub(super) changed: Notify,
 }
@@ -126,6 +130,7 @@ impl Port {
             waker: Mutex::new(None),
             lease_until_ns: AtomicU64::new(u64::MAX),
             lease_ran_out: AtomicBool::new(false),
+            astray: Notify::new(),
             changed: Notify::new(),
         }))
     }
@@ -185,7 +190,7 @@ impl Port {
         wire.discard();
         {
             let mut state = self.state();
-            state.live = true;
+            (state.live, state.passes_on) = (true, false);
             state.hold_replayed();
         }
         self.protect(protection);
@@ -261,14 +266,50 @@ impl Port {
     pub fn follow(&self) {
         let mut wire = self.wire();
         let mut state = self.state();
-        let mut held = std::mem::take(&mut state.held);
+        let (mut held, received) = (std::mem::take(&mut state.held), std::mem::take(&mut state.received));
         state.forget_all();
+        (state.received, state.passes_on) = (received, true);
         held.release(u64::MAX);
         while let Some((entry, packets)) = held.pop() {
             state.replayed.push(entry, &packets);
         }
         drop(state);
         wire.stop();
+        self.astray.notify_one();
+    }
+
+    /// After [`follow`](Self::follow): waits for packets that came here all the same.
+    pub async fn strays(&self) -> Packets {
+        loop {
+            {
+                let mut state = self.state();
+                if state.passes_on
+                    && let Some(packets) = state.received.take(Packets::MAX_COUNT)
+                {
+                    return packets;
+                }
+            }
+            self.astray.notified().await;
+        }
+    }
+
+    /// The network has had time to learn: what comes here now is not passed on any more.
+    pub fn end_strays(&self) {
+        let mut state = self.state();
+        if std::mem::take(&mut state.passes_on) {
+            state.received.clear();
+        }
+    }
+
+    /// Packets for the guest came to the other host, and from there.
+    pub fn inject(&self, mut packets: Packets) {
+        let mut state = self.state();
+        if state.live {
+            let dropped = state.received.append(&mut packets, |_| ());
+            state.rx_dropped += dropped as u64;
+            drop(state);
+            self.wake();
+        }
     }
 
     /// This host does not run the machine (any more). Nothing leaves, nothing comes in.

@@ -209,6 +209,11 @@ impl Wire {
             }
         };
         let mut state = port.state();
+        if state.passes_on && !self.incoming.is_empty() {
+            state.received.append(&mut self.incoming, |_| ());
+            port.astray.notify_one();
+            return (turn, false);
+        }
         if !state.live || self.incoming.is_empty() {
             self.incoming.clear();
             return (turn, false);

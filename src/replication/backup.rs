@@ -262,6 +262,7 @@ impl Backup {
                 | Message::Chunk
                 | Message::State { .. }
                 | Message::Handover { .. }
+                | Message::Strays
                 | Message::Took { .. }
                 | Message::Entries { .. }
                 | Message::Horizon { .. }

@@ -144,6 +144,21 @@ mod tests {
     }
 
     #[test]
+    fn above_the_limit_a_few_per_cent_more_at_a_time_and_released_the_same_way() {
+        let mut control = LagControl::new(100 * MS);
+        let (mut before, mut rose, mut fell) = (0, 0, 0);
+        for n in 0..400 {
+            let level = control.sample(n * 20 * MS, if n < 200 { 300 } else { 10 } * MS);
+            assert!(level.abs_diff(before) <= 20, "{before} to {level} per mille from one heartbeat to the next");
+            rose += u32::from(level > before);
+            fell += u32::from(level < before);
+            before = level;
+        }
+        assert!(rose > 20 && fell > 20, "{rose} steps up, {fell} down");
+        assert_eq!(before, 0, "released");
+    }
+
+    #[test]
     fn an_equal_backup_never_slows_the_primary() {
         let mut control = LagControl::new(100 * MS);
         run(&mut control, 1000, 10);

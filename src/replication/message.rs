@@ -45,11 +45,12 @@ pub enum Kind {
     Goodbye,
     Handover,
     Took,
+    Strays,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refuse,
@@ -65,6 +66,7 @@ impl Kind {
         Kind::Goodbye,
         Kind::Handover,
         Kind::Took,
+        Kind::Strays,
     ];
 }
 
@@ -174,6 +176,9 @@ pub enum Message {
         /// When it was sent, ns of the new primary's clock: its first stamp.
         stamp: u64,
     },
+    /// From a primary that has become the backup: packets for the guest that came to it all the same. Bulk; the driver's alone: the protocol is not
+    /// told.
+    Strays,
 }
 
 /// Who speaks.
@@ -377,6 +382,7 @@ impl Message {
             Message::Goodbye(_) => Kind::Goodbye,
             Message::Handover { .. } => Kind::Handover,
             Message::Took { .. } => Kind::Took,
+            Message::Strays => Kind::Strays,
         }
     }
 
@@ -391,7 +397,7 @@ impl Message {
             Message::OtherVersion { version } => ((*version).into(), 0),
             Message::Welcome { generation } => (*generation, 0),
             Message::Refuse(refusal) => (0, encode_refusal(refusal, payload)),
-            Message::Boot | Message::Transfer | Message::Chunk => (0, 0),
+            Message::Boot | Message::Transfer | Message::Chunk | Message::Strays => (0, 0),
             Message::State { entries } => (*entries, 0),
             Message::Entries { first, count, stamp, released, .. } => {
                 words([*stamp, *released], payload);
@@ -433,7 +439,7 @@ impl Message {
         let wrong_length = || MessageError::Length { kind, length: payload.len() };
         let wrong_head = || MessageError::Head { kind, number, count };
         let counted = matches!(kind, Kind::Entries | Kind::Refuse | Kind::Goodbye);
-        let numbered = !matches!(kind, Kind::Boot | Kind::Transfer | Kind::Chunk | Kind::Refuse);
+        let numbered = !matches!(kind, Kind::Boot | Kind::Transfer | Kind::Chunk | Kind::Strays | Kind::Refuse);
         if (count != 0 && !counted) || (number != 0 && !numbered) {
             return Err(wrong_head());
         }
@@ -452,6 +458,7 @@ impl Message {
             Kind::Boot => Ok((Message::Boot, payload)),
             Kind::Transfer => Ok((Message::Transfer, payload)),
             Kind::Chunk => Ok((Message::Chunk, payload)),
+            Kind::Strays => Ok((Message::Strays, payload)),
             Kind::State => Ok((Message::State { entries: number }, payload)),
             Kind::Entries => {
                 let (head, bulk) = payload.split_first_chunk::<ENTRIES_HEAD>().ok_or_else(wrong_length)?;

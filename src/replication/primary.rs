@@ -199,6 +199,7 @@ impl Primary {
                 | Message::Chunk
                 | Message::State { .. }
                 | Message::Handover { .. }
+                | Message::Strays
                 | Message::Took { .. }
                 | Message::Entries { .. }
                 | Message::Horizon { .. }

@@ -99,6 +99,8 @@ pub struct State {
     pub seen: Vec<Side>,
     /// Entries that a backup that counts has held, by generation.
     pub counted: [u64; 8],
+    /// Outputs below this had not left when a backup without them was taken: a network that takes nothing for a time-out may lose them.
+    pub given_up: u64,
     pub contradicted: bool,
     pub out_of_order: bool,
     pub unheld: bool,
@@ -136,6 +138,7 @@ impl State {
             lost_verdicts: 0,
             seen: Vec::new(),
             counted: [0; 8],
+            given_up: 0,
             contradicted: false,
             out_of_order: false,
             unheld: false,
@@ -225,6 +228,9 @@ impl State {
             self.released_late |= protected && self.now - host.heard_at >= TIMEOUT;
             self.left_after_the_survivor |=
                 other.lives_alone() && other.silence && other.generation() > host.generation();
+            while (self.seen.len() as u64) < entry.min(self.given_up) {
+                self.seen.push(A);
+            }
             match self.seen.get(entry as usize) {
                 Some(before) => self.contradicted |= *before != maker,
                 None if entry == self.seen.len() as u64 => self.seen.push(maker),
@@ -281,6 +287,11 @@ impl State {
                 | primary::Action::NoSwitch(_)
                 | primary::Action::StopGuest => {}
             }
+        }
+        let host = &self.hosts[side as usize];
+        let protected = host.primary().is_some_and(|primary| *primary.state() == primary::State::Protected);
+        if protected && side == A && host.held.left_below() < host.base && !host.taken_back {
+            self.given_up = host.base;
         }
         let Some(told) = self.host(side).primary().map(Primary::left) else { return };
         let below = if plant == Plant::LeftFromAcks { u64::MAX } else { self.host(side).held.left_below() };

@@ -42,7 +42,8 @@ impl World {
             | Kind::Diverged
             | Kind::Goodbye
             | Kind::Handover
-            | Kind::Took => {}
+            | Kind::Took
+            | Kind::Strays => {}
         }
         self.put(from, connection, Item::Frame(head, payload));
     }
