@@ -107,15 +107,29 @@ impl Crowd {
         }
     }
 
-    /// What a new client makes of the clients' history, when they wait in vain.
-    fn autopsy(&self) -> String {
+    /// The server is gone for good, as it may be: what the clients have seen up to then, with calls that have no answer.
+    #[track_caller]
+    pub fn has_lost_its_server(self) -> Seen {
+        self.no_trouble();
+        let history = self.cut_off();
+        let (calls, clients) = (history.values().map(Vec::len).sum(), self.sockets.len());
+        Seen { history, calls, clients }
+    }
+
+    /// Closes the clients' connections; what they have seen.
+    fn cut_off(&self) -> History {
         self.shared.given_up.store(true, Ordering::Relaxed);
         self.shared.stop.store(true, Ordering::Relaxed);
         for socket in &self.sockets {
             // Closed already by the other end: what is wanted.
             let _ = socket.shutdown(Shutdown::Both);
         }
-        let mut history = self.gathered();
+        self.gathered()
+    }
+
+    /// What a new client makes of the clients' history, when they wait in vain.
+    fn autopsy(&self) -> String {
+        let mut history = self.cut_off();
         let found = Connection::open(self.server, &self.namespace)
             .map_err(|error| error.to_string())
             .and_then(|mut auditor| audit(&mut auditor, self.sockets.len(), &mut history));
