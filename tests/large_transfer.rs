@@ -1,6 +1,6 @@
 //! Promise: a guest of any size gets a backup while it works. 1 GiB of memory, most of it in use and part of it written all the time: the
 //! transfer comes to its end, the guest hardly stands still for it, and what comes of it is a backup. `LOCKSTEP_FILL_MIB` says how much is
-//! filled (short: 128; `scripts/campaign-reprotection`: 600).
+//! filled (short: 128; `scripts/campaign-reprotection`: 400).
 #![allow(clippy::disallowed_methods, reason = "tests watch the world's time; nothing of the machine depends on it")]
 
 mod common;
