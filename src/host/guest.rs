@@ -120,6 +120,8 @@ pub struct Guest {
     pub part: Part,
     /// Why it has ended, once the driver knows.
     pub ended: Option<EndReason>,
+    /// The thread that has copied its state last, see [`PreCopy`](super::precopy::PreCopy).
+    pub copying: Option<super::precopy::Copying>,
     position: Option<Encoder>,
     shared: Arc<Shared>,
     thread: Option<VcpuThread<()>>,
@@ -187,7 +189,18 @@ impl Guest {
             })
             .map_err(system("start the vCPU thread"))?
         };
-        Ok(Guest { boot, safepoints, pages, part, ended: None, position: None, shared, thread: Some(thread), said })
+        Ok(Guest {
+            boot,
+            safepoints,
+            pages,
+            part,
+            ended: None,
+            copying: None,
+            position: None,
+            shared,
+            thread: Some(thread),
+            said,
+        })
     }
 
     /// The world and the log of a living machine.

@@ -255,7 +255,9 @@ impl<'a> Driver<'a> {
             Action::Ask(question) => self.desk.referee.ask(question),
             Action::StopGuest => self.living.world.stop(),
             Action::BeginTransfer { transfer } => {
-                let guest = self.desk.guest.as_ref().expect("a guest whose state is to be sent runs");
+                // The one before, if there is one, was complete: it is over before its successor begins.
+                drop(self.transferring.take());
+                let guest = self.desk.guest.as_mut().expect("a guest whose state is to be sent runs");
                 let begun = Transferring::begin(transfer, guest, &self.living, &self.desk.outlets, self.desk.transfer);
                 self.transferring = Some(begun?);
             }

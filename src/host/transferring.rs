@@ -29,7 +29,7 @@ impl Transferring {
     /// Begins to send the state of `guest`, which lives.
     pub fn begin(
         transfer: u64,
-        guest: &Guest,
+        guest: &mut Guest,
         living: &Living,
         outlets: &Outlets,
         settings: precopy::Settings,
@@ -40,7 +40,9 @@ impl Transferring {
             outgoing: living.outgoing.clone(),
             outlets: outlets.clone(),
         };
-        let copy = PreCopy::begin(source, settings).map_err(system("start the thread of the state transfer"))?;
+        let begun = PreCopy::begin(source, settings, guest.copying.take());
+        let (copy, copying) = begun.map_err(system("start the thread of the state transfer"))?;
+        guest.copying = Some(copying);
         tracing::info!("a new backup gets the guest's state");
         let bar = Bar::new("state to the new backup");
         Ok(Transferring { transfer, copy, state: None, cut: None, began: Instant::now(), took: None, bar })
@@ -77,14 +79,13 @@ impl Transferring {
         self.state.as_mut().map(|(_, bytes)| std::mem::take(bytes)).unwrap_or_default()
     }
 
-    /// Its backup is gone: the guest runs on as if there had been none.
+    /// Its backup is gone. Nothing is done for it any more when this returns; what was held for it goes its way.
     pub fn end(self, living: &Living, outlets: &Outlets) {
         self.bar.finish();
-        if self.copy.give_up() {
-            living.outgoing.join();
-            outlets.set_protection(Protection::Unprotected);
-        }
+        drop(self.copy);
         living.world.set_slow_down(0);
+        living.outgoing.join();
+        outlets.set_protection(Protection::Unprotected);
     }
 
     /// How it gets on.

@@ -184,9 +184,15 @@ impl Seen {
 
     /// The longest wait of each client for an answer that came after `since`; of a call before it, the time since then.
     pub fn pauses(&self, since: Instant) -> Vec<Duration> {
+        self.pauses_between(since, None)
+    }
+
+    /// The same, for answers up to `until` if that is said.
+    pub fn pauses_between(&self, since: Instant, until: Option<Instant>) -> Vec<Duration> {
         let mut pauses = vec![None; self.clients + 1];
+        let counts = |at: &Instant| *at > since && until.is_none_or(|until| *at <= until);
         for call in self.history.values().flatten() {
-            if let Some((at, _)) = call.answered.filter(|&(at, _)| at > since) {
+            if let Some((at, _)) = call.answered.filter(|(at, _)| counts(at)) {
                 let pause = &mut pauses[call.client];
                 *pause = (*pause).max(Some(at - call.called.max(since)));
             }

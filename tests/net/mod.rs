@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "every test is a crate of its own and uses the part it needs")]
 #![allow(clippy::disallowed_methods, reason = "tests watch the world's time; nothing of the machine depends on it")]
 
+pub mod bench;
 pub mod capture;
+pub mod cluster;
 pub mod crowd;
 pub mod linear;
 pub mod object;
