@@ -94,6 +94,9 @@ pub struct World {
     slow_down_per_mille: AtomicU64,
     pace: Mutex<Pace>,
     capture: Mutex<Option<Capture>>,
+    /// How long the guest has waited for events, and since when it does now (0: it does not); host time, nanoseconds.
+    idle_ns: AtomicU64,
+    idle_since_ns: AtomicU64,
 }
 
 /// What the vCPU thread owes to the execution-lag control.
@@ -128,6 +131,8 @@ impl World {
             slow_down_per_mille: AtomicU64::new(0),
             pace: Mutex::new(Pace::default()),
             capture: Mutex::new(None),
+            idle_ns: AtomicU64::new(0),
+            idle_since_ns: AtomicU64::new(0),
         });
         let timer = Arc::downgrade(&world);
         thread::Builder::new().name("timer".into()).spawn(move || run_timer(&timer)).expect("a thread for the timer");
@@ -217,6 +222,11 @@ impl World {
         self.state().due.capture = false;
     }
 
+    /// vCPU thread: what [`take_control`](Self::take_control) would give.
+    pub fn next_control(&self) -> Option<Control> {
+        self.state().controls.front().copied()
+    }
+
     /// vCPU thread: the next thing that the operator wants done.
     pub fn take_control(&self) -> Option<Control> {
         let mut state = self.state();
@@ -231,6 +241,15 @@ impl World {
         if let Some(capture) = capture {
             capture(captured);
         }
+    }
+
+    /// How long the guest has waited for events so far, nanoseconds; roughly.
+    pub fn idle_ns(&self) -> u64 {
+        let now = match self.idle_since_ns.load(SeqCst) {
+            0 => 0,
+            since => self.now_ns().saturating_sub(since),
+        };
+        self.idle_ns.load(SeqCst) + now
     }
 
     /// Asks for `control` at the machine's next instant.
@@ -327,8 +346,12 @@ impl World {
             !(always || running && !state.paused)
         };
         state.idle = true;
+        let since = self.now_ns();
+        self.idle_since_ns.store(since.max(1), SeqCst);
         state = self.woken.wait_while(state, nothing).expect("no thread panics while it holds this lock");
         state.idle = false;
+        self.idle_ns.fetch_add(self.now_ns() - since, SeqCst);
+        self.idle_since_ns.store(0, SeqCst);
     }
 
     /// vCPU thread: about to look for disk completions. Before the look, as with input.

@@ -87,6 +87,17 @@ impl<L: Log> LiveDoor<L> {
         self.log.append(&Entry { at, body })
     }
 
+    /// Takes what has come in for the card, as much as it has room for, and logs it.
+    fn packets(&mut self, at: Instant, room: usize) -> Result<Option<Event>, Halt> {
+        self.world.looking_for_packets();
+        let Some(packets) = self.behind.network.take(room) else { return Ok(None) };
+        self.world.packets_may_remain();
+        let entry = Entry { at, body: Body::Packets(packets) };
+        self.log.append(&entry)?;
+        let Body::Packets(packets) = entry.body else { unreachable!("made just above") };
+        Ok(Some(Event::Packets(packets)))
+    }
+
     /// Logs what has become of disk requests, and hands it on.
     fn disk_completions(&mut self, at: Instant, completions: Completions) -> Result<Event, Halt> {
         let mut logged = completions.clone();
@@ -156,6 +167,17 @@ impl<L: Log> Inputs for LiveDoor<L> {
                 self.world.about_to_capture();
                 return Ok(Some(Event::Capture));
             }
+            // Before the roles change: what waits here would be lost to the guest, and its senders would find that out by their time-outs alone.
+            // It ends, for the guest has so much room and makes none meanwhile.
+            if due.control
+                && due.packets
+                && !due.paused
+                && ready.packet_room > 0
+                && self.world.next_control() == Some(Control::Switch)
+                && let Some(packets) = self.packets(at, ready.packet_room)?
+            {
+                return Ok(Some(packets));
+            }
             if due.control
                 && let Some(control) = self.world.take_control()
             {
@@ -188,13 +210,8 @@ impl<L: Log> Inputs for LiveDoor<L> {
                 continue;
             }
             if due.packets && ready.packet_room > 0 {
-                self.world.looking_for_packets();
-                if let Some(packets) = self.behind.network.take(ready.packet_room) {
-                    self.world.packets_may_remain();
-                    let entry = Entry { at, body: Body::Packets(packets) };
-                    self.log.append(&entry)?;
-                    let Body::Packets(packets) = entry.body else { unreachable!("made just above") };
-                    return Ok(Some(Event::Packets(packets)));
+                if let Some(packets) = self.packets(at, ready.packet_room)? {
+                    return Ok(Some(packets));
                 }
                 continue;
             }

@@ -122,6 +122,27 @@ impl Connection {
         self.flush()
     }
 
+    /// Sends a message that is nothing but its bulk. What the socket takes at once is not copied.
+    pub fn send_bulk(&mut self, message: &Message, bulk: &[u8]) -> Result<(), ChannelError> {
+        if !self.outbox.is_empty() {
+            return self.send(message, bulk);
+        }
+        self.payload.clear();
+        let Head { kind, number, count } = message.encode(&mut self.payload);
+        debug_assert!(self.payload.is_empty());
+        let header = frame::header(frame_kind(kind), number, count, bulk)?;
+        let sent = match self.stream.try_write_vectored(&[io::IoSlice::new(&header), io::IoSlice::new(bulk)]) {
+            Ok(0) => return Err(ChannelError::Closed),
+            Ok(sent) => sent,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(e) => return Err(e.into()),
+        };
+        self.traffic.sent += sent as u64;
+        self.outbox.extend_from_slice(&header[sent.min(header.len())..]);
+        self.outbox.extend_from_slice(&bulk[sent.saturating_sub(header.len())..]);
+        self.flush()
+    }
+
     fn flush(&mut self) -> Result<(), ChannelError> {
         let mut sent = 0;
         while sent < self.outbox.len() {

@@ -86,7 +86,12 @@ impl Desk {
     pub fn send(&mut self, message: &Message, bulk: &[u8]) -> bool {
         self.heartbeats_sent += u64::from(matches!(message, Message::Heartbeat { .. }));
         let Some(connection) = &mut self.connection else { return true };
-        match connection.send(message, bulk) {
+        let sent = if matches!(message, Message::Chunk) {
+            connection.send_bulk(message, bulk)
+        } else {
+            connection.send(message, bulk)
+        };
+        match sent {
             Ok(()) => true,
             Err(error) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "sending to the other side");

@@ -92,18 +92,34 @@ pub struct PreCopy {
     sent: Receiver<Sent>,
     /// How it gets on.
     pub progress: Arc<Progress>,
-    cancel: Arc<AtomicBool>,
-    hold: Arc<Mutex<Hold>>,
+    cancel: Arc<Cancel>,
 }
 
-/// Whether the log was cut and outputs are held for the new backup. Decided under a lock, for the driver may give the backup up at the very moment at which
-/// the vCPU thread takes the state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Hold {
-    #[default]
-    NotYet,
-    Held,
-    GivenUp,
+/// Whether a transfer has been given up.
+#[derive(Default)]
+struct Cancel {
+    flag: AtomicBool,
+    /// Held while the vCPU thread takes the state: whoever has given the transfer up knows afterwards that nothing more is cut, held or taken for it.
+    taking: Mutex<()>,
+}
+
+impl Cancel {
+    fn is_set(&self) -> bool {
+        self.flag.load(SeqCst)
+    }
+
+    fn set(&self) {
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.flag.store(true, SeqCst);
+    }
+
+    /// Does `what` unless the transfer was given up, and not while it is.
+    fn unless_set(&self, what: impl FnOnce()) {
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_set() {
+            what();
+        }
+    }
 }
 
 /// The thread of a transfer. It may outlive the transfer for a moment, in which it still asks what the guest has written.
@@ -126,18 +142,19 @@ impl PreCopy {
     /// page that the one thread is told of, the other never hears of.
     pub fn begin(source: Source, settings: Settings, before: Option<Copying>) -> std::io::Result<(Self, Copying)> {
         let (to, sent) = channel(QUEUE);
-        let (progress, cancel) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
-        let hold = Arc::<Mutex<Hold>>::default();
+        let (progress, cancel) = (Arc::new(Progress::default()), Arc::new(Cancel::default()));
+        let pace = Pace::new(&source.world);
         let mut copier = Copier {
             source: Arc::new(source),
             settings,
             to,
             progress: progress.clone(),
             cancel: cancel.clone(),
-            hold: hold.clone(),
             packer: Packer::default(),
             compress: false,
             began: Instant::now(),
+            packing_since: Instant::now(),
+            pace,
         };
         let copying = thread::Builder::new().name("transfer".into()).spawn(move || {
             if let Some(before) = before {
@@ -151,14 +168,7 @@ impl PreCopy {
                 let _ = copier.to.blocking_send(Sent::Failed(error));
             }
         })?;
-        Ok((PreCopy { sent, progress, cancel, hold }, copying))
-    }
-
-    /// Gives the backup up: nothing more is taken or held for it. True: outputs are held, and the log is cut, since its state was taken.
-    pub fn give_up(&self) -> bool {
-        self.cancel.store(true, SeqCst);
-        let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *hold, Hold::GivenUp) == Hold::Held
+        Ok((PreCopy { sent, progress, cancel }, copying))
     }
 
     /// What is to be sent next; for ever nothing behind the end.
@@ -172,7 +182,7 @@ impl PreCopy {
 
 impl Drop for PreCopy {
     fn drop(&mut self) {
-        self.cancel.store(true, SeqCst);
+        self.cancel.set();
     }
 }
 
@@ -194,11 +204,63 @@ struct Copier {
     settings: Settings,
     to: Sender<Sent>,
     progress: Arc<Progress>,
-    cancel: Arc<AtomicBool>,
-    hold: Arc<Mutex<Hold>>,
+    cancel: Arc<Cancel>,
     packer: Packer,
     compress: bool,
     began: Instant,
+    packing_since: Instant,
+    pace: Pace,
+}
+
+/// How much of its time the copying gives to the guest: so many times as long as a chunk took to be packed, for a guest that never waits, and
+/// in proportion less for one that does.
+///
+/// Reading, sending and receiving a page take processors on either side that the guest and its network want, too. A guest that has nothing to do is
+/// copied as fast as the link takes it.
+struct Pace {
+    patience: f64,
+    /// When the last chunk had left, and how long the guest had waited by then.
+    since: Instant,
+    idle_ns: u64,
+    busy: f64,
+    /// Rest that is saved up.
+    owed: Duration,
+}
+
+/// The patience of a transfer that brings its end nearer with each round.
+const PATIENCE: f64 = 10.0;
+/// A rest shorter than this is saved up.
+const SHORTEST_REST: Duration = Duration::from_micros(500);
+/// The least time over which it is measured how busy the guest is.
+const BUSY_OVER: Duration = Duration::from_millis(5);
+
+impl Pace {
+    fn new(world: &World) -> Self {
+        Pace { patience: PATIENCE, since: Instant::now(), idle_ns: world.idle_ns(), busy: 0.0, owed: Duration::ZERO }
+    }
+
+    /// Rests after a chunk that took `packed` to be packed. Short rests are saved up.
+    fn rest(&mut self, world: &World, packed: Duration) {
+        let elapsed = self.since.elapsed();
+        if elapsed >= BUSY_OVER {
+            let idle_ns = world.idle_ns();
+            let waited = idle_ns.saturating_sub(self.idle_ns) as f64 / elapsed.as_nanos() as f64;
+            (self.since, self.idle_ns, self.busy) = (Instant::now(), idle_ns, (1.0 - waited).clamp(0.0, 1.0));
+        }
+        self.owed += packed.mul_f64(self.patience * self.busy);
+        if self.owed >= SHORTEST_REST {
+            let began = Instant::now();
+            thread::sleep(self.owed);
+            self.owed = self.owed.saturating_sub(began.elapsed());
+        }
+    }
+
+    /// The end does not come nearer: less is given to the guest. False: there is nothing left to take.
+    fn hurry(&mut self) -> bool {
+        let had = self.patience > 0.0;
+        self.patience = if self.patience > 1.0 { self.patience / 4.0 } else { 0.0 };
+        had
+    }
 }
 
 /// What the vCPU thread hands over from the instant at which the guest stood still.
@@ -238,7 +300,7 @@ impl Copier {
                 break;
             }
             self.progress.total_bytes.fetch_add(left, SeqCst);
-            if round > 0 && left > before / 2 {
+            if round > 0 && left > before / 2 && !self.pace.hurry() {
                 // The guest writes about as fast as the link carries: it gives some of its time away, so that this comes to an end.
                 slow_down = (slow_down + SLOW_DOWN.0).min(SLOW_DOWN.1);
                 source.world.set_slow_down(slow_down);
@@ -250,7 +312,8 @@ impl Copier {
         self.progress.stop_ns.store(still.stop.as_nanos() as u64, SeqCst);
         self.send(Sent::Cut { entries: still.state.position.entries() })?;
         for chunk in still.chunks? {
-            self.send_chunk(chunk)?;
+            self.progress.sent_bytes.fetch_add(chunk.len() as u64, SeqCst);
+            self.send(Sent::Chunk(chunk))?;
         }
         self.send(Sent::State(still.state.to_bytes()))
     }
@@ -292,23 +355,28 @@ impl Copier {
 
     fn flush(&mut self) -> Result<(), Stop> {
         if self.packer.is_empty() {
-            return if self.cancel.load(SeqCst) { Err(Stop::Cancelled) } else { Ok(()) };
+            return if self.cancel.is_set() { Err(Stop::Cancelled) } else { Ok(()) };
         }
         let (chunk, _) = self.packer.take(self.compress);
         self.send_chunk(chunk)
     }
 
+    /// Sends a chunk, and gives the guest its time.
     fn send_chunk(&mut self, chunk: Vec<u8>) -> Result<(), Stop> {
+        let packed = self.packing_since.elapsed();
         let sent = self.progress.sent_bytes.fetch_add(chunk.len() as u64, SeqCst) + chunk.len() as u64;
         if let Some(per_s) = self.settings.bytes_per_s {
             let due = Duration::from_secs_f64(sent as f64 / per_s.max(1) as f64);
             thread::sleep(due.saturating_sub(self.began.elapsed()));
         }
-        self.send(Sent::Chunk(chunk))
+        self.send(Sent::Chunk(chunk))?;
+        self.pace.rest(&self.source.world, packed);
+        self.packing_since = Instant::now();
+        Ok(())
     }
 
     fn send(&mut self, sent: Sent) -> Result<(), Stop> {
-        if self.cancel.load(SeqCst) {
+        if self.cancel.is_set() {
             return Err(Stop::Cancelled);
         }
         match self.to.try_send(sent) {
@@ -328,20 +396,19 @@ impl Copier {
     /// Has the guest stand still, with `written` yet to be sent, until its state and all that it has written since are taken.
     fn stand_still(&mut self, written: Vec<u64>) -> Result<Still, Stop> {
         let (say, said) = blocking::channel();
-        let (source, hold) = (self.source.clone(), self.hold.clone());
+        let (source, cancel) = (self.source.clone(), self.cancel.clone());
         self.source.world.request_capture(Box::new(move |captured| {
-            let mut hold = hold.lock().unwrap_or_else(PoisonError::into_inner);
-            if *hold == Hold::NotYet {
-                *hold = Hold::Held;
+            cancel.unless_set(|| {
+                // Nobody waits any more only where it was given up.
                 let _ = say.send(take(&source, written, captured));
-            }
+            });
         }));
         // The machine drops the request, and with it the sender, when it ends.
         loop {
             match said.recv_timeout(Duration::from_millis(50)) {
                 Ok(still) => return Ok(still),
                 Err(blocking::RecvTimeoutError::Disconnected) => return Err(TransferError::MachineGone.into()),
-                Err(blocking::RecvTimeoutError::Timeout) if self.cancel.load(SeqCst) || self.to.is_closed() => {
+                Err(blocking::RecvTimeoutError::Timeout) if self.cancel.is_set() || self.to.is_closed() => {
                     return Err(Stop::Cancelled);
                 }
                 Err(blocking::RecvTimeoutError::Timeout) => {}

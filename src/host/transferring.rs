@@ -79,14 +79,13 @@ impl Transferring {
         self.state.as_mut().map(|(_, bytes)| std::mem::take(bytes)).unwrap_or_default()
     }
 
-    /// Its backup is gone: the guest runs on as if there had been none.
+    /// Its backup is gone. Nothing is done for it any more when this returns; what was held for it goes its way.
     pub fn end(self, living: &Living, outlets: &Outlets) {
         self.bar.finish();
-        if self.copy.give_up() {
-            living.outgoing.join();
-            outlets.set_protection(Protection::Unprotected);
-        }
+        drop(self.copy);
         living.world.set_slow_down(0);
+        living.outgoing.join();
+        outlets.set_protection(Protection::Unprotected);
     }
 
     /// How it gets on.

@@ -260,6 +260,13 @@ impl Frame<'_> {
 
 /// Appends a frame to `out`; refuses ([`FrameError::TooLong`]) what [`parse`] would, and then writes nothing.
 pub fn encode(kind: FrameKind, number: u64, count: u32, payload: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
+    out.extend_from_slice(&header(kind, number, count, payload)?);
+    out.extend_from_slice(payload);
+    Ok(())
+}
+
+/// What goes before `payload` in its frame.
+pub fn header(kind: FrameKind, number: u64, count: u32, payload: &[u8]) -> Result<[u8; HEADER_BYTES], FrameError> {
     if payload.len() > kind.max_payload() {
         return Err(FrameError::TooLong { kind, length: payload.len() });
     }
@@ -275,9 +282,7 @@ pub fn encode(kind: FrameKind, number: u64, count: u32, payload: &[u8], out: &mu
         header_crc: U32::ZERO,
     };
     raw.header_crc = U32::new(crc32fast::hash(&raw.as_bytes()[..HEADER_CRC_AT]));
-    out.extend_from_slice(raw.as_bytes());
-    out.extend_from_slice(payload);
-    Ok(())
+    Ok(zerocopy::transmute!(raw))
 }
 
 /// The first frame in a buffer that grows as bytes arrive, and how many bytes it takes up.

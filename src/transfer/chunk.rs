@@ -77,10 +77,18 @@ pub enum Part<'a> {
     },
 }
 
+/// A plain chunk without records.
+fn empty() -> Vec<u8> {
+    let mut chunk = Vec::with_capacity(WORTH_SENDING + PAGE + 64);
+    chunk.push(PLAIN);
+    chunk
+}
+
 /// Packs chunks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Packer {
-    records: Vec<u8>,
+    /// A plain chunk.
+    chunk: Vec<u8>,
     /// The record of pages that is being made: where it begins, the page that would continue it, and how many it has.
     run: Option<Run>,
 }
@@ -93,6 +101,12 @@ struct Run {
     count: u32,
 }
 
+impl Default for Packer {
+    fn default() -> Self {
+        Packer { chunk: empty(), run: None }
+    }
+}
+
 impl Packer {
     /// Adds a page; `None`: zeros. Pages that follow each other make one record.
     pub fn page(&mut self, number: u32, bytes: Option<&[u8; PAGE]>) {
@@ -102,14 +116,14 @@ impl Packer {
         });
         let mut run = goes_on.unwrap_or_else(|| {
             self.end_run();
-            let start = self.records.len();
-            self.records.push(if zero { ZERO_PAGES } else { PAGES });
-            self.records.extend_from_slice(&number.to_le_bytes());
-            self.records.extend_from_slice(if zero { &[0; 4] } else { &[0; 2] });
+            let start = self.chunk.len();
+            self.chunk.push(if zero { ZERO_PAGES } else { PAGES });
+            self.chunk.extend_from_slice(&number.to_le_bytes());
+            self.chunk.extend_from_slice(if zero { &[0; 4] } else { &[0; 2] });
             Run { start, zero, next: number, count: 0 }
         });
         if let Some(bytes) = bytes {
-            self.records.extend_from_slice(bytes);
+            self.chunk.extend_from_slice(bytes);
         }
         run.next = number.wrapping_add(1);
         run.count += 1;
@@ -119,51 +133,50 @@ impl Packer {
     /// Adds a piece of a disk; no bytes: zeros. At most [`MAX_PIECE`] bytes.
     pub fn piece(&mut self, at: u64, length: u32, bytes: &[u8]) {
         self.end_run();
-        self.records.push(if bytes.is_empty() { ZERO_PIECE } else { PIECE });
-        self.records.extend_from_slice(&at.to_le_bytes());
-        self.records.extend_from_slice(&length.to_le_bytes());
-        self.records.extend_from_slice(bytes);
+        self.chunk.push(if bytes.is_empty() { ZERO_PIECE } else { PIECE });
+        self.chunk.extend_from_slice(&at.to_le_bytes());
+        self.chunk.extend_from_slice(&length.to_le_bytes());
+        self.chunk.extend_from_slice(bytes);
     }
 
     fn end_run(&mut self) {
         let Some(run) = self.run.take() else { return };
         let at = run.start + 5;
         if run.zero {
-            self.records[at..at + 4].copy_from_slice(&run.count.to_le_bytes());
+            self.chunk[at..at + 4].copy_from_slice(&run.count.to_le_bytes());
         } else {
-            self.records[at..at + 2].copy_from_slice(&(run.count as u16).to_le_bytes());
+            self.chunk[at..at + 2].copy_from_slice(&(run.count as u16).to_le_bytes());
         }
     }
 
     /// Whether there is enough for a chunk.
     pub fn is_full(&self) -> bool {
-        self.records.len() >= WORTH_SENDING
+        self.chunk.len() >= WORTH_SENDING
     }
 
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.chunk.len() == 1
     }
 
     /// Takes what there is as a chunk, compressed if asked for and if that saves at least an eighth. The second value is what it saved, in
     /// bytes.
     pub fn take(&mut self, compress: bool) -> (Vec<u8>, usize) {
         self.end_run();
-        let records = replace(&mut self.records, Vec::with_capacity(WORTH_SENDING + PAGE + 64));
+        // What a chunk that is not compressed begins with is there already.
+        let chunk = replace(&mut self.chunk, empty());
+        let records = &chunk[1..];
         if compress {
-            let mut chunk = vec![0; 5 + lz4_flex::block::get_maximum_output_size(records.len())];
-            chunk[0] = LZ4;
-            chunk[1..5].copy_from_slice(&(records.len() as u32).to_le_bytes());
-            if let Ok(length) = lz4_flex::block::compress_into(&records, &mut chunk[5..])
+            let mut packed = vec![0; 5 + lz4_flex::block::get_maximum_output_size(records.len())];
+            packed[0] = LZ4;
+            packed[1..5].copy_from_slice(&(records.len() as u32).to_le_bytes());
+            if let Ok(length) = lz4_flex::block::compress_into(records, &mut packed[5..])
                 && length <= records.len() - records.len() / 8
             {
-                chunk.truncate(5 + length);
-                return (chunk, records.len() - length);
+                packed.truncate(5 + length);
+                return (packed, records.len() - length);
             }
         }
-        let mut chunk = Vec::with_capacity(records.len() + 1);
-        chunk.push(PLAIN);
-        chunk.extend_from_slice(&records);
         (chunk, 0)
     }
 }
