@@ -412,7 +412,7 @@ fn exactly_one_host_goes_on_whenever_the_other_dies() {
     }
     println!(
         "{rounds} blows in between, {} different places hit, {lost} unprotected guests lost with their hosts, {calls} recorded calls: \
-         went on: linearizable, no reset, no error, never two",
+         linearizable, no reset, no error, never two",
         landed.len()
     );
 }

@@ -71,6 +71,8 @@ pub(super) struct Driver<'a> {
     /// The newest one that was told: an idle guest stands still, and nobody needs to hear that a thousand times a second.
     horizon: GuestInstant,
     transferring: Option<Transferring>,
+    /// A transfer that begins as soon as the guest lives here again: one that was taken back a moment ago has no world yet.
+    transfer_to_come: Option<u64>,
     /// Who waits for a switch.
     switch: Option<super::board::Reply>,
     /// The guest stands still at its beginning until it is protected: its backup has to get a copy of its disk first.
@@ -115,6 +117,7 @@ impl<'a> Driver<'a> {
             living,
             horizon: GuestInstant::BOOT,
             transferring: None,
+            transfer_to_come: None,
             switch: None,
             starts_paused: false,
             alone: false,
@@ -255,13 +258,11 @@ impl<'a> Driver<'a> {
             Action::Ask(question) => self.desk.referee.ask(question),
             Action::StopGuest => self.living.world.stop(),
             Action::BeginTransfer { transfer } => {
-                // The one before, if there is one, was complete: it is over before its successor begins.
-                drop(self.transferring.take());
-                let guest = self.desk.guest.as_mut().expect("a guest whose state is to be sent runs");
-                let begun = Transferring::begin(transfer, guest, &self.living, &self.desk.outlets, self.desk.transfer);
-                self.transferring = Some(begun?);
+                self.transfer_to_come = Some(transfer);
+                self.begin_transfer()?;
             }
             Action::EndTransfer => {
+                self.transfer_to_come = None;
                 if let Some(transferring) = self.transferring.take() {
                     transferring.end(&self.living, &self.desk.outlets);
                 }
@@ -293,6 +294,17 @@ impl<'a> Driver<'a> {
                 self.desk.stopped = Some(reason);
             }
         }
+        Ok(())
+    }
+
+    /// Begins the transfer that is to come, if the guest lives here already.
+    fn begin_transfer(&mut self) -> Result<(), HostError> {
+        let Some(guest) = self.desk.guest.as_mut().filter(|guest| guest.living().is_some()) else { return Ok(()) };
+        let Some(transfer) = self.transfer_to_come.take() else { return Ok(()) };
+        // The one before, if there is one, was complete: it is over before its successor begins.
+        drop(self.transferring.take());
+        let begun = Transferring::begin(transfer, guest, &self.living, &self.desk.outlets, self.desk.transfer);
+        self.transferring = Some(begun?);
         Ok(())
     }
 
@@ -472,7 +484,7 @@ impl<'a> Driver<'a> {
                 }
                 self.living = living;
                 self.desk.outlets.go_live(self.protocol.generation(), Protection::Unprotected)?;
-                Ok(())
+                self.begin_transfer()
             }
         }
     }
