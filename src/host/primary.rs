@@ -73,6 +73,9 @@ pub(super) struct Driver<'a> {
     transferring: Option<Transferring>,
     /// A transfer that begins as soon as the guest lives here again: one that was taken back a moment ago has no world yet.
     transfer_to_come: Option<u64>,
+    /// What the operator wants done with it then, and whether it shall stop.
+    controls_to_come: Vec<Control>,
+    stop_to_come: bool,
     /// Who waits for a switch.
     switch: Option<super::board::Reply>,
     /// The guest stands still at its beginning until it is protected: its backup has to get a copy of its disk first.
@@ -118,6 +121,8 @@ impl<'a> Driver<'a> {
             horizon: GuestInstant::BOOT,
             transferring: None,
             transfer_to_come: None,
+            controls_to_come: Vec::new(),
+            stop_to_come: false,
             switch: None,
             starts_paused: false,
             alone: false,
@@ -256,6 +261,7 @@ impl<'a> Driver<'a> {
             Action::Resume => self.living.outgoing.set_stalled(false),
             Action::SlowDown { per_mille } => self.living.world.set_slow_down(per_mille.into()),
             Action::Ask(question) => self.desk.referee.ask(question),
+            Action::StopGuest if self.has_no_world() => self.stop_to_come = true,
             Action::StopGuest => self.living.world.stop(),
             Action::BeginTransfer { transfer } => {
                 self.transfer_to_come = Some(transfer);
@@ -295,6 +301,11 @@ impl<'a> Driver<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the guest is between two worlds: handed over and not gone, or taken back and not here yet.
+    fn has_no_world(&self) -> bool {
+        self.desk.guest.as_ref().is_some_and(|guest| guest.living().is_none())
     }
 
     /// Begins the transfer that is to come, if the guest lives here already.
@@ -484,6 +495,12 @@ impl<'a> Driver<'a> {
                 }
                 self.living = living;
                 self.desk.outlets.go_live(self.protocol.generation(), Protection::Unprotected)?;
+                for control in std::mem::take(&mut self.controls_to_come) {
+                    self.living.world.control(control);
+                }
+                if std::mem::take(&mut self.stop_to_come) {
+                    self.living.world.stop();
+                }
                 self.begin_transfer()
             }
         }
@@ -506,6 +523,10 @@ impl<'a> Driver<'a> {
             Request::Switch(reply) => {
                 self.switch = Some(reply);
                 self.feed(Input::SwitchRequested)
+            }
+            Request::Control(control) if self.has_no_world() => {
+                self.controls_to_come.push(control);
+                Ok(())
             }
             Request::Control(control) => {
                 self.living.world.control(control);
