@@ -2,8 +2,8 @@
 //! sockets.
 //!
 //! One thread (tokio) carries the logging channel, the console port and the timers of the protocol; the vCPU thread runs the
-//! guest. They meet in [`outgoing`] (primary), [`incoming`] (backup), the [`World`] and the
-//! console's [`Hub`].
+//! guest. They meet in [`outgoing`] (primary), [`incoming`] (backup), the [`World`](crate::backends::world::World) and the
+//! console's [`Hub`](crate::console::hub::Hub).
 #![allow(clippy::disallowed_methods, reason = "this is where the host's time enters")]
 
 mod backup;

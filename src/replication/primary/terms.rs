@@ -17,7 +17,7 @@ pub enum Input {
         guest_clock_ns: u64,
     },
     /// A backup has connected. The driver keeps one connection at a time, refuses others as
-    /// [`Refusal::Busy`], and after [`Action::Disconnect`] passes on nothing more from the old one.
+    /// [`Refusal::Busy`](crate::replication::message::Refusal::Busy), and after [`Action::Disconnect`] passes on nothing more from the old one.
     Connected,
     /// The backup closed the connection, or the network did.
     Disconnected,
