@@ -13,6 +13,14 @@ use crate::net::port::Port;
 
 use super::HostError;
 
+/// The guest has come to its end: its disk is made whole, as well as that can be. A storage that fails (a full one, say) changes nothing of how the
+/// guest has ended, and nothing that it has flushed is lost; the stamp goes on saying that not everything may be there.
+pub(super) fn at_its_end(disk: &DiskPort) {
+    if let Err(error) = disk.ended() {
+        tracing::warn!(error = &error as &dyn std::error::Error, "the disk is not marked as whole at the guest's end");
+    }
+}
+
 /// Console, network and disk.
 #[derive(Clone)]
 pub struct Outlets {
