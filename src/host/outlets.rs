@@ -59,8 +59,19 @@ impl Outlets {
         }
     }
 
-    /// Whether they fit the machine that `boot` describes; tells the network the address of its card.
+    /// Whether they fit the machine that `boot` describes, and another host runs.
     pub fn fit(&self, boot: &Boot) -> Result<(), HostError> {
+        self.plug(boot)?;
+        match (&boot.disk, &self.disk) {
+            (Some(config), Some(disk)) => Ok(disk.fit(config)?),
+            (Some(_), None) => Err(HostError::NoDisk),
+            (None, _) => Ok(()),
+        }
+    }
+
+    /// Whether the network can serve the machine that `boot` describes; tells it the address of its card. A host that boots a machine of its own needs no
+    /// more: its disk is the machine's, however it was left, and no copy that has to be like another.
+    pub fn plug(&self, boot: &Boot) -> Result<(), HostError> {
         if boot.net.is_some() && self.network.is_none() {
             return Err(HostError::NoNetwork);
         }
@@ -70,11 +81,7 @@ impl Outlets {
         if let (Some(port), Some(card)) = (&self.network, boot.net) {
             port.set_mac(card.mac);
         }
-        match (&boot.disk, &self.disk) {
-            (Some(config), Some(disk)) => Ok(disk.fit(config)?),
-            (Some(_), None) => Err(HostError::NoDisk),
-            (None, _) => Ok(()),
-        }
+        Ok(())
     }
 
     /// This host runs the machine now.

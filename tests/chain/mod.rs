@@ -105,10 +105,12 @@ impl Host {
         panic!("a host never is {states:?}; its last status: {last:?}")
     }
 
-    /// It has not diverged, and the guest found nothing wrong.
+    /// Its execution was its primary's, and that of its backups its own. (One whose image could not do what was asked leaves as if it had
+    /// diverged, and says why.)
     #[track_caller]
     pub fn is_sound(&self) {
-        for line in self.side.said() {
+        let said = self.side.said();
+        for line in said.iter().filter(|line| !line.contains("could not do what the primary's did")) {
             let lower = line.to_lowercase();
             assert!(!lower.contains("diverge") && !lower.contains("panicked"), "{line}");
         }
