@@ -171,11 +171,12 @@ impl<M: Medium> Faulty<M> {
         length
     }
 
-    /// Forgets what the cache has of a range, which is cleared behind it.
-    fn forget(&self, at: u64, length: u64) {
+    /// Forgets what the cache has of a range, which `clear` clears behind it; no flush comes in between.
+    fn forget(&self, at: u64, length: u64, clear: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let mut state = self.state();
         let (from, to) = (at / SECTOR, (at + length) / SECTOR);
         state.cache.retain(|sector, _| !(from..to).contains(sector));
+        clear()
     }
 }
 
@@ -243,14 +244,12 @@ impl<M: Medium> Medium for Faulty<M> {
 
     fn punch(&self, at: u64, length: u64) -> io::Result<()> {
         self.befall(0.0)?;
-        self.forget(at, length);
-        self.inner.punch(at, length)
+        self.forget(at, length, || self.inner.punch(at, length))
     }
 
     fn zero(&self, at: u64, length: u64) -> io::Result<()> {
         self.befall(self.spec.full)?;
-        self.forget(at, length);
-        self.inner.zero(at, length)
+        self.forget(at, length, || self.inner.zero(at, length))
     }
 
     fn data_from(&self, from: u64) -> io::Result<Option<(u64, u64)>> {
