@@ -37,11 +37,13 @@ fn moment(random: &mut Random, up_to_ms: u64) {
 /// Starts a pair; both sides lose what is not flushed, where that is something that can happen.
 fn start(site: Option<Site>, disks: Disks, failure: Failure, guest: &str, random: &mut Random) -> Chain {
     let volatile = |random: &mut Random| format!(",faults=seed:{}+volatile+delay:0.05@3000", random.below(1 << 30));
-    // Storage that two hosts share goes on when one of them is dead: it keeps what was written.
-    let kept = !disks.are_two() && failure != Failure::Together;
+    // Storage that two hosts share goes on when one of them is dead, and shows each what the other has written.
+    let reads = disks == Disks::SharedBackupReads;
+    let kept = !disks.are_two() && failure != Failure::Together || reads;
     let faults = if kept { String::new() } else { volatile(random) };
     let mut chain = Chain::start(site, disks, guest, &faults);
-    let faults = volatile(random);
+    let kept = reads && failure == Failure::DuringTransfer;
+    let faults = if kept { String::new() } else { volatile(random) };
     chain.joins(None, &faults);
     chain
 }
