@@ -8,7 +8,7 @@
 //! | `full:P` | a write fails with ENOSPC |
 //! | `short:P` | a read or write does less than was asked for |
 //! | `delay:P@US` | a call takes up to this many microseconds longer |
-//! | `volatile` | what is written stays in this process until a flush, which writes it out in any order; if the process is killed first, it is lost |
+//! | `volatile` | what is written stays in this process until a flush, which writes it out block by block in any order; if the process is killed first, it is lost |
 //!
 //! `volatile` is a power failure played by SIGKILL. In a pair with a shared image it breaks what the survivor may expect of the storage (that what is
 //! written is there), so it belongs to one machine alone, to separate images, or to the death of both hosts.
@@ -112,6 +112,18 @@ struct State {
     cache: BTreeMap<u64, Sector>,
 }
 
+/// Calls until `size` bytes are done.
+fn whole(size: usize, mut call: impl FnMut(usize) -> io::Result<usize>) -> io::Result<()> {
+    let mut done = 0;
+    while done < size {
+        match call(done)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            more => done += more,
+        }
+    }
+    Ok(())
+}
+
 /// A medium with faults.
 pub struct Faulty<M> {
     inner: M,
@@ -159,11 +171,12 @@ impl<M: Medium> Faulty<M> {
         length
     }
 
-    /// Forgets what the cache has of a range, which is cleared behind it.
-    fn forget(&self, at: u64, length: u64) {
+    /// Forgets what the cache has of a range, which `clear` clears behind it; no flush comes in between.
+    fn forget(&self, at: u64, length: u64, clear: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let mut state = self.state();
         let (from, to) = (at / SECTOR, (at + length) / SECTOR);
         state.cache.retain(|sector, _| !(from..to).contains(sector));
+        clear()
     }
 }
 
@@ -198,32 +211,45 @@ impl<M: Medium> Medium for Faulty<M> {
     fn sync(&self) -> io::Result<()> {
         self.befall(0.0)?;
         let mut state = self.state();
-        let mut sectors: Vec<u64> = state.cache.keys().copied().collect();
-        for last in (1..sectors.len()).rev() {
+        let block = self.align / SECTOR;
+        let mut blocks: Vec<u64> = state.cache.keys().map(|sector| sector / block).collect();
+        blocks.dedup();
+        for last in (1..blocks.len()).rev() {
             let other = state.dice.below(last as u64 + 1) as usize;
-            sectors.swap(last, other);
+            blocks.swap(last, other);
         }
-        for sector in sectors {
-            let Some(bytes) = state.cache.get(&sector) else { continue };
-            let mut done = 0;
-            while done < bytes.len() {
-                done += self.inner.write_at(&bytes[done..], sector * SECTOR + done as u64)?;
+        // Whole blocks out of memory that is aligned like them: the medium may have no other way (O_DIRECT).
+        let size = self.align as usize;
+        let mut memory = vec![0; 2 * size];
+        let start = memory.as_ptr().align_offset(size);
+        let bytes = &mut memory[start..][..size];
+        for number in blocks {
+            let at = number * self.align;
+            let sectors = number * block..(number + 1) * block;
+            if state.cache.range(sectors.clone()).count() < block as usize {
+                whole(size, |done| self.inner.read_at(&mut bytes[done..], at + done as u64))?;
             }
-            state.cache.remove(&sector);
+            for (sector, part) in sectors.clone().zip(bytes.chunks_exact_mut(SECTOR as usize)) {
+                if let Some(written) = state.cache.get(&sector) {
+                    part.copy_from_slice(written);
+                }
+            }
+            whole(size, |done| self.inner.write_at(&bytes[done..], at + done as u64))?;
+            for sector in sectors {
+                state.cache.remove(&sector);
+            }
         }
         self.inner.sync()
     }
 
     fn punch(&self, at: u64, length: u64) -> io::Result<()> {
         self.befall(0.0)?;
-        self.forget(at, length);
-        self.inner.punch(at, length)
+        self.forget(at, length, || self.inner.punch(at, length))
     }
 
     fn zero(&self, at: u64, length: u64) -> io::Result<()> {
         self.befall(self.spec.full)?;
-        self.forget(at, length);
-        self.inner.zero(at, length)
+        self.forget(at, length, || self.inner.zero(at, length))
     }
 
     fn data_from(&self, from: u64) -> io::Result<Option<(u64, u64)>> {

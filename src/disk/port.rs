@@ -387,8 +387,7 @@ impl DiskPort {
 
     /// The backup has executed this many entries: what it reads by itself, it has read.
     pub fn executed(&self, entries: u64) {
-        if self.backup_reads {
-            self.shared.state().queue.executed(entries);
+        if self.mode == Mode::Shared && self.shared.state().queue.executed(entries) {
             self.shared.one_is_ready();
         }
     }

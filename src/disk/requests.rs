@@ -12,9 +12,10 @@
 //!
 //! | | shared, live | shared, backup | separate, live | separate, backup |
 //! | --- | --- | --- | --- | --- |
-//! | a read begins | at once | at once if the backup reads by itself, else never | at once | as on the left |
+//! | a read begins | at once | at once if the backup reads by itself, else never | at once | as on the left, and before a change that overlaps it |
 //! | a flush begins | at once | never | at once | after all changes before it |
 //! | another change begins | when its entry is released, and in the lease | never | at once | at once |
+//! | a read is over for changes that overlap it | when the backup has executed its end | never, or when the log says so | when it is made | when it is made, or the log says so |
 //! | it is over | when the guest has it | when the log says so | when the guest has it | when the log says so, and it is executed |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -58,6 +59,8 @@ struct Item {
     blockers: usize,
     /// It keeps later ones from beginning.
     blocks: bool,
+    /// A change waits for this read.
+    awaited: bool,
     /// It came from the log, not from a live guest.
     replayed: bool,
     logged: Logged,
@@ -148,7 +151,7 @@ pub struct Queue {
     ready: BTreeSet<u64>,
     /// Items whose end the guest has to hear of.
     done: VecDeque<u64>,
-    /// Reads whose end the guest has, and which the backup has yet to make: (entry of the end, number).
+    /// Reads whose end the guest has, and the backup has yet to get to: (entry of the end, number).
     echoes: BTreeSet<(u64, u64)>,
     /// The same between `take` and `completed`: id → number.
     taken: BTreeMap<u64, u64>,
@@ -210,16 +213,21 @@ impl Queue {
             entry,
             id,
             extent,
-            // A read that waits for the log's word alone keeps nobody back.
-            blocks: ask.changes() || !replayed || self.backup_reads,
+            // Also a read that waits for the log's word alone: it may have to be made here, and what it reads must still be there.
+            blocks: true,
+            awaited: false,
             ask: Arc::new(ask),
             state: State::Waiting,
             blockers: 0,
             replayed,
             logged: Logged::Nothing,
         };
-        let keeps_back = |before: &&Item| before.blocks && self.keeps_back(before.reach(), &item);
-        let blockers = self.items.values().filter(keeps_back).count();
+        let keeps_back = |(_, before): &(&u64, &Item)| before.blocks && self.keeps_back(before.reach(), &item);
+        let before: Vec<u64> = self.items.iter().filter(keeps_back).map(|(number, _)| *number).collect();
+        let blockers = before.len();
+        for number in before {
+            self.items.get_mut(&number).expect("just seen").awaited = true;
+        }
         if !item.is_read() {
             self.unexecuted += 1;
             self.unexecuted_bytes += item.bytes();
@@ -262,7 +270,10 @@ impl Queue {
         let Gate { live, below, on_hold, frozen, lease_until_ns, .. } = self.gate;
         match self.mode {
             _ if self.orphans > 0 => false,
-            _ if item.is_read() => live || item.replayed && self.backup_reads,
+            // A change that overlaps it is made here before the log says what the read has come to.
+            _ if item.is_read() => {
+                live || item.replayed && (self.backup_reads || item.awaited && self.mode == Mode::Separate)
+            }
             _ if frozen => false,
             Mode::Separate => live || item.replayed,
             Mode::Shared if item.is_flush() => live,
@@ -317,15 +328,15 @@ impl Queue {
     pub fn finish(&mut self, job: &Job, outcome: Outcome) -> Word {
         self.no_longer_running(job);
         let Some(item) = self.items.get_mut(&job.number) else { return Word::Settled };
-        let (logged, failed, is_read, entry) = (item.logged, outcome == Outcome::Failed, item.is_read(), item.entry);
+        let (logged, failed, is_read) = (item.logged, outcome == Outcome::Failed, item.is_read());
         item.state = State::Executed(outcome);
         let bytes = item.bytes();
         if !is_read {
             self.unexecuted -= 1;
             self.unexecuted_bytes -= bytes;
         }
-        // What the backup has yet to read on the same image must not change before.
-        let echoes = self.mode == Mode::Shared && is_read && self.gate.live && self.is_elsewhere(entry);
+        // Before the backup knows what was read here it must not change: the backup may have to read it, by itself or as the survivor.
+        let echoes = self.mode == Mode::Shared && is_read && self.gate.live && self.gate.held_from.is_some();
         if !echoes {
             self.unblock(job.number);
         }
@@ -402,7 +413,7 @@ impl Queue {
                 unreachable!("only what is executed is done")
             };
             batch.push(Completion { id: item.id, outcome });
-            if item.is_read() && elsewhere && item.blocks {
+            if item.is_read() && item.blocks {
                 self.taken.insert(item.id, number);
             } else {
                 self.remove(number);
@@ -423,7 +434,7 @@ impl Queue {
     pub fn completed(&mut self, entry: u64, completions: &Completions) {
         for completion in completions {
             let Some(number) = self.taken.remove(&completion.id) else { continue };
-            if matches!(completion.outcome, Outcome::Read(_)) && self.gate.held_from.is_some() {
+            if self.gate.held_from.is_some() {
                 self.echoes.insert((entry, number));
             } else {
                 self.remove(number);
@@ -431,14 +442,16 @@ impl Queue {
         }
     }
 
-    /// The backup has executed so many entries.
-    pub fn executed(&mut self, entries: u64) {
+    /// The backup has executed so many entries. Says whether that frees anything.
+    pub fn executed(&mut self, entries: u64) -> bool {
+        let before = self.echoes.len();
         while let Some((entry, number)) = self.echoes.first().copied()
             && entry < entries
         {
             self.echoes.pop_first();
             self.remove(number);
         }
+        self.echoes.len() < before
     }
 
     /// The log's word about a request: it is over, with a read's bytes or without.
@@ -566,16 +579,20 @@ impl Queue {
         self.ready.clear();
         (self.unexecuted, self.unexecuted_bytes) = (0, 0);
         for item in std::mem::take(&mut self.items).into_values() {
-            let keep = self.mode == Mode::Separate && item.ask.changes() && matches!(item.state, State::Executed(_));
-            let (entry, id, state) = (item.entry, item.id, item.state);
+            // What was read as well: what overlaps it may have changed since.
+            let keep = self.mode == Mode::Separate && matches!(item.state, State::Executed(_));
+            let (entry, id, changes, state) = (item.entry, item.id, item.ask.changes(), item.state);
+            let bytes = if let Ask::Write { data, .. } = &*item.ask { data.len() } else { 0 };
             self.push(entry, Request { id, ask: Arc::unwrap_or_clone(item.ask) }, true);
             if keep {
                 let number = self.next - 1;
                 self.ready.remove(&number);
                 let item = self.items.get_mut(&number).expect("just pushed");
                 item.state = state;
-                self.unexecuted -= 1;
-                self.unexecuted_bytes -= item.bytes();
+                if changes {
+                    self.unexecuted -= 1;
+                    self.unexecuted_bytes -= bytes;
+                }
                 self.unblock(number);
             }
         }

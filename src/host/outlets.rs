@@ -13,6 +13,14 @@ use crate::net::port::Port;
 
 use super::HostError;
 
+/// The guest has come to its end: its disk is made whole, as well as that can be. A storage that fails (a full one, say) changes nothing of how the
+/// guest has ended, and nothing that it has flushed is lost; the stamp goes on saying that not everything may be there.
+pub(super) fn at_its_end(disk: &DiskPort) {
+    if let Err(error) = disk.ended() {
+        tracing::warn!(error = &error as &dyn std::error::Error, "the disk is not marked as whole at the guest's end");
+    }
+}
+
 /// Console, network and disk.
 #[derive(Clone)]
 pub struct Outlets {
@@ -51,8 +59,19 @@ impl Outlets {
         }
     }
 
-    /// Whether they fit the machine that `boot` describes; tells the network the address of its card.
+    /// Whether they fit the machine that `boot` describes, and another host runs.
     pub fn fit(&self, boot: &Boot) -> Result<(), HostError> {
+        self.plug(boot)?;
+        match (&boot.disk, &self.disk) {
+            (Some(config), Some(disk)) => Ok(disk.fit(config)?),
+            (Some(_), None) => Err(HostError::NoDisk),
+            (None, _) => Ok(()),
+        }
+    }
+
+    /// Whether the network can serve the machine that `boot` describes; tells it the address of its card. A host that boots a machine of its own needs no
+    /// more: its disk is the machine's, however it was left, and no copy that has to be like another.
+    pub fn plug(&self, boot: &Boot) -> Result<(), HostError> {
         if boot.net.is_some() && self.network.is_none() {
             return Err(HostError::NoNetwork);
         }
@@ -62,11 +81,7 @@ impl Outlets {
         if let (Some(port), Some(card)) = (&self.network, boot.net) {
             port.set_mac(card.mac);
         }
-        match (&boot.disk, &self.disk) {
-            (Some(config), Some(disk)) => Ok(disk.fit(config)?),
-            (Some(_), None) => Err(HostError::NoDisk),
-            (None, _) => Ok(()),
-        }
+        Ok(())
     }
 
     /// This host runs the machine now.

@@ -135,7 +135,7 @@ fn prepare(desk: &Desk, boot: Boot) -> Result<primary::Unstarted, HostError> {
     let machine = Machine::new(&boot, Tracking::On)?;
     let safepoints = machine.safepoints();
     desk.board.watch(safepoints.clone());
-    desk.outlets.fit(&boot)?;
+    desk.outlets.plug(&boot)?;
     let world = World::new(safepoints, 0, 0);
     world.set_host_name(desk.me.host_name());
     desk.outlets.wake(&world);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::board::{Board, Request};
-use super::outlets::Outlets;
+use super::outlets::{self, Outlets};
 use super::snapshots::{self, Inserts, Operated};
 use super::vcpu_thread::{self, VcpuThread};
 use super::{HostError, system};
@@ -126,7 +126,7 @@ pub async fn run<L: Log + Send + 'static>(
     world.end();
     if let Some(disk) = &outlets.disk {
         if matches!(&ended, Some((Ok(_), ..))) {
-            disk.ended()?;
+            outlets::at_its_end(disk);
         }
         disk.not_live();
     }

@@ -45,6 +45,29 @@ pub struct Crowd {
     auditor: Connection,
 }
 
+/// What clients have seen whose server is gone.
+pub struct Orphans {
+    history: History,
+    /// Calls that the clients made.
+    pub calls: usize,
+    clients: usize,
+    server: SocketAddr,
+    namespace: String,
+}
+
+impl Orphans {
+    /// A new client reads everything, as soon as a server answers again, and finds what is one with all that these were told.
+    #[track_caller]
+    pub fn find_everything(mut self) {
+        let mut auditor = eventually("a server answers again", || {
+            let mut connection = Connection::open(self.server, &self.namespace).ok()?;
+            (connection.ask(&["PING"]).ok()? == Reply::Simple("PONG".into())).then_some(connection)
+        });
+        let found = audit(&mut auditor, self.clients, &mut self.history).and_then(|()| judge(&self.history));
+        found.unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
+}
+
 /// What the clients have seen.
 pub struct Seen {
     history: History,
@@ -116,7 +139,14 @@ impl Crowd {
         Seen { history, calls, clients }
     }
 
-    /// Closes the clients' connections; what they have seen.
+    /// The server is gone, and comes back without their connections. Calls under way may have happened or not.
+    pub fn gives_up(self) -> Orphans {
+        let history = self.cut_off();
+        let calls = history.values().map(Vec::len).sum();
+        Orphans { history, calls, clients: self.sockets.len(), server: self.server, namespace: self.namespace.clone() }
+    }
+
+    /// Ends the clients, whatever they wait for.
     fn cut_off(&self) -> History {
         self.shared.given_up.store(true, Ordering::Relaxed);
         self.shared.stop.store(true, Ordering::Relaxed);
