@@ -76,9 +76,15 @@ impl Superblock {
         (superblock.encode() == *bytes && superblock.half < 2).then_some(superblock)
     }
 
-    /// Whether these are the bytes of a superblock, whole or torn.
-    pub(crate) fn is_begun(bytes: &[u8; SECTOR]) -> bool {
-        bytes[..8] == MAGIC.to_le_bytes()
+    /// The first one of an empty log with halves of so many sectors. No record has this epoch or one below.
+    pub(crate) fn first(half_sectors: u64, epoch: u64) -> Self {
+        Superblock { generation: 0, epoch, half: 0, half_sectors, first_sequence: 1, first_epoch: epoch }
+    }
+
+    /// Whether these are the bytes of the very first superblock of a disk, whole or torn in any way: each is its own, or has never been written.
+    pub(crate) fn is_begun(bytes: &[u8; SECTOR], half_sectors: u64) -> bool {
+        let whole = Self::first(half_sectors, 1).encode();
+        bytes.iter().zip(whole).all(|(&byte, own)| byte == 0 || byte == own)
     }
 }
 

@@ -257,13 +257,17 @@ impl Log {
                         self.durable = self.durable.max(batch.last);
                     }
                 } else {
-                    // Nobody knows what is left of what was written since the last flush.
                     self.stage = Stage::Failed;
                 }
-                self.written = 0;
+                self.write_again();
             }
             Stage::Rest | Stage::Failed => unreachable!("nothing is under way"),
         }
+    }
+
+    /// A flush has failed: nobody knows what is left of what was written since the last one.
+    pub(crate) fn write_again(&mut self) {
+        self.written = 0;
     }
 
     fn batch_written(&mut self) {

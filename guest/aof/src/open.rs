@@ -61,7 +61,7 @@ impl Log {
         let is_free = |copy: &[u8; SECTOR]| copy.iter().all(|&byte| byte == 0);
         // The second copy of an empty log is written after the first is on stable storage. So a first one that is torn, beside a second that was
         // never there, is all that an interrupted beginning leaves.
-        let was_begun = Superblock::is_begun(&copies[0]) && is_free(&copies[1]);
+        let was_begun = Superblock::is_begun(&copies[0], half_sectors) && is_free(&copies[1]);
         let (old, mut opened) = match newest {
             Some(old) if !format => (old, Opened::default()),
             None if !format && !was_begun && !copies.iter().all(is_free) => return Err(OpenError::Foreign),
@@ -136,8 +136,7 @@ fn begin<S: Storage, A>(
         storage.write(place, &[0; SECTOR]).and_then(|()| storage.flush()).map_err(OpenError::Storage)?;
     }
     let epoch = epoch + 1;
-    let mut superblock =
-        Superblock { generation: 0, epoch, half: 0, half_sectors, first_sequence: 1, first_epoch: epoch };
+    let mut superblock = Superblock::first(half_sectors, epoch);
     for generation in 0..2 {
         superblock.generation = generation;
         put(storage, &superblock).map_err(OpenError::Storage)?;

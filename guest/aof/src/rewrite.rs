@@ -69,6 +69,22 @@ impl Log {
         ) -> Result<(), RewriteError<S::Error>>,
     ) -> Result<(), RewriteError<S::Error>> {
         assert!(self.is_at_rest() && !self.is_in_doubt());
+        let result = self.try_rewrite(storage, time_ms, produce);
+        if matches!(result, Err(RewriteError::Storage(_))) {
+            // It may have been a flush that failed, and that one was also for what the log had written before.
+            self.write_again();
+        }
+        result
+    }
+
+    fn try_rewrite<S: Storage>(
+        &mut self,
+        storage: &mut S,
+        time_ms: u64,
+        produce: impl FnOnce(
+            &mut dyn FnMut(&[u8]) -> Result<(), RewriteError<S::Error>>,
+        ) -> Result<(), RewriteError<S::Error>>,
+    ) -> Result<(), RewriteError<S::Error>> {
         // The copies are written in turn, and this place again if it fails: the other copy is the one that is sure to be whole.
         let epoch = Superblock {
             generation: self.superblock.generation + 1,
