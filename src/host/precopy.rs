@@ -21,7 +21,7 @@ use crate::disk::DiskError;
 
 use crate::machine::pages::Pages;
 use crate::machine::vcpu::KvmError;
-use crate::transfer::chunk::{PAGE, Packer};
+use crate::transfer::chunk::{PAGE, Packer, is_zero, page_numbers};
 use crate::transfer::state::GuestState;
 
 /// Chunks that may wait for the link.
@@ -469,19 +469,4 @@ fn take_last(source: &Source, written: &mut [u64]) -> Result<Vec<Vec<u8>>, Trans
         chunks.push(packer.take(false).0);
     }
     Ok(chunks)
-}
-
-fn page_numbers(written: &[u64]) -> impl Iterator<Item = u32> + '_ {
-    written.iter().enumerate().flat_map(|(index, &word)| {
-        let mut bits = word;
-        std::iter::from_fn(move || {
-            let bit = (bits != 0).then(|| bits.trailing_zeros())?;
-            bits &= bits - 1;
-            Some(index as u32 * 64 + bit)
-        })
-    })
-}
-
-fn is_zero(page: &[u8; PAGE]) -> bool {
-    page.as_chunks::<16>().0.iter().all(|words| u128::from_ne_bytes(*words) == 0)
 }

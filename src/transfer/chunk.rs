@@ -33,6 +33,23 @@ const ZERO_PAGES: u8 = 2;
 const PIECE: u8 = 3;
 const ZERO_PIECE: u8 = 4;
 
+/// The numbers of the pages that `written` names, one bit each.
+pub fn page_numbers(written: &[u64]) -> impl Iterator<Item = u32> + '_ {
+    written.iter().enumerate().flat_map(|(index, &word)| {
+        let mut bits = word;
+        std::iter::from_fn(move || {
+            let bit = (bits != 0).then(|| bits.trailing_zeros())?;
+            bits &= bits - 1;
+            Some(index as u32 * 64 + bit)
+        })
+    })
+}
+
+/// Whether a page is all zeros.
+pub fn is_zero(page: &[u8; PAGE]) -> bool {
+    page.as_chunks::<16>().0.iter().all(|words| u128::from_ne_bytes(*words) == 0)
+}
+
 /// Why bytes are no chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChunkError {

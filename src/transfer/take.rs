@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use super::chunk::{PAGE, Packer};
+use super::chunk::{PAGE, Packer, is_zero, page_numbers};
 use super::state::GuestState;
 use crate::backends::world::World;
 use crate::console::hub::Hub;
@@ -121,19 +121,14 @@ fn copy(
 ) -> Result<(), SnapshotError> {
     let mut packer = Packer::default();
     let mut bytes = [0; PAGE];
-    for (index, &word) in which.iter().enumerate() {
-        let mut bits = word;
-        while bits != 0 {
-            let page = (index * 64) as u32 + bits.trailing_zeros();
-            bits &= bits - 1;
-            pages.read(page, &mut bytes);
-            let zero = bytes.iter().all(|&byte| byte == 0);
-            if !(zero && first) {
-                packer.page(page, (!zero).then_some(&bytes));
-            }
-            if packer.is_full() && !send(packer.take(compress).0) {
-                return Err(SnapshotError::Unwanted);
-            }
+    for page in page_numbers(which) {
+        pages.read(page, &mut bytes);
+        let zero = is_zero(&bytes);
+        if !(zero && first) {
+            packer.page(page, (!zero).then_some(&bytes));
+        }
+        if packer.is_full() && !send(packer.take(compress).0) {
+            return Err(SnapshotError::Unwanted);
         }
     }
     if !packer.is_empty() && !send(packer.take(compress).0) {
