@@ -80,8 +80,6 @@ pub(super) struct Driver<'a> {
     switch: Option<super::board::Reply>,
     /// The guest stands still at its beginning until it is protected: its backup has to get a copy of its disk first.
     starts_paused: bool,
-    /// There is no backup (any more): everything leaves at once.
-    alone: bool,
     turn: Option<Turn>,
 }
 
@@ -125,7 +123,6 @@ impl<'a> Driver<'a> {
             stop_to_come: false,
             switch: None,
             starts_paused: false,
-            alone: false,
             turn: None,
         }
     }
@@ -251,10 +248,7 @@ impl<'a> Driver<'a> {
             Action::Disconnect => self.desk.disconnect(),
             Action::StartGuest => self.start_guest()?,
             Action::Lease { until_ns } => self.desk.outlets.set_lease(until_ns),
-            Action::Release { below: u64::MAX } => {
-                self.alone = true;
-                self.desk.outlets.set_protection(Protection::Unprotected);
-            }
+            Action::Release { below: u64::MAX } => self.desk.outlets.set_protection(Protection::Unprotected),
             Action::Release { below } => self.desk.outlets.release(below),
             Action::Hold => self.desk.outlets.hold(),
             Action::Stall => self.living.outgoing.set_stalled(true),
@@ -544,11 +538,9 @@ impl<'a> Driver<'a> {
     fn give_up(&mut self) {
         let ended = self.desk.guest.as_ref().is_some_and(|guest| guest.ended.is_some());
         let clean = ended && matches!(self.desk.stopped, Some(crate::replication::StopReason::Ended));
-        // The console's clients may take the last words of a guest that has ended; its packets leave now.
-        if clean
-            && self.alone
-            && let Some(network) = &self.desk.outlets.network
-        {
+        // The console's clients may take the last words of a guest that has ended; its packets leave now. All of them may: the protocol
+        // lets a guest end only when its backup holds everything, or when it has none.
+        if clean && let Some(network) = &self.desk.outlets.network {
             network.release(u64::MAX);
         }
         self.desk.end_outlets(clean);
