@@ -140,6 +140,11 @@ impl Tree {
         observer.closed(session);
     }
 
+    /// How far the proposals of a member have been carried out.
+    pub fn progress(&self, origin: &Origin) -> Option<Progress> {
+        self.origins.get(origin).copied()
+    }
+
     /// Forgets the progress of members that are gone for good. Deterministic: called where the log says who the members are.
     pub fn keep_origins(&mut self, is_member: impl Fn(&Origin) -> bool) {
         let kept = self.origins.iter().filter(|(origin, _)| is_member(origin));

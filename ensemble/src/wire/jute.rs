@@ -45,7 +45,8 @@ impl<'a> Reader<'a> {
         self.rest
     }
 
-    fn take(&mut self, length: usize) -> Result<&'a [u8], JuteError> {
+    /// So many bytes.
+    pub fn take(&mut self, length: usize) -> Result<&'a [u8], JuteError> {
         let (taken, rest) = self.rest.split_at_checked(length).ok_or(JuteError::Short)?;
         self.rest = rest;
         Ok(taken)

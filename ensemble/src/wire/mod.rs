@@ -2,5 +2,6 @@
 
 pub mod code;
 pub mod jute;
+pub mod reply;
 pub mod request;
 pub mod stat;
