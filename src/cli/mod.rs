@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
+pub mod arbiter;
 pub mod bench;
 pub mod console;
 pub mod demo;
@@ -48,6 +49,7 @@ enum Command {
     Log(log::LogArgs),
     Primary(pair::PrimaryArgs),
     Backup(pair::BackupArgs),
+    Arbiter(arbiter::ArbiterArgs),
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
     Stop(operate::StopArgs),
@@ -98,6 +100,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Log(args) => log::run(args).map(|()| ExitCode::SUCCESS),
         Command::Primary(args) => pair::run_primary(args),
         Command::Backup(args) => pair::run_backup(args),
+        Command::Arbiter(args) => arbiter::run(args),
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
         Command::Stop(args) => operate::stop(args),

@@ -7,7 +7,8 @@ use openraft::ServerState;
 
 use crate::core::Core;
 
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "-lockstep");
+/// The version of ZooKeeper whose protocol this is: clients go by it. Behind it, our own.
+const VERSION: &str = concat!("3.8.0-lockstep-", env!("CARGO_PKG_VERSION"));
 
 /// The answer, if the connection begins with a word.
 pub(super) fn answer<N>(core: &Core<N>, first: &[u8]) -> Option<String> {
@@ -19,10 +20,12 @@ pub(super) fn answer<N>(core: &Core<N>, first: &[u8]) -> Option<String> {
     };
     Some(match word {
         b"ruok" => "imok".into(),
+        b"envi" => format!("Environment:\nzookeeper.version={VERSION}\n"),
         b"isro" => if serving { "rw" } else { "null" }.into(),
         b"srvr" => unless_serving(srvr),
         b"stat" => unless_serving(stat),
         b"mntr" => unless_serving(mntr),
+        b"conf" => unless_serving(conf),
         _ => return None,
     })
 }
@@ -48,6 +51,20 @@ fn stat<N>(core: &Core<N>) -> String {
     let rest = srvr(core);
     text.push_str(rest.split_once('\n').map_or("", |(_, rest)| rest));
     text
+}
+
+fn conf<N>(core: &Core<N>) -> String {
+    let port = |address: &str| address.rsplit_once(':').map_or_else(String::new, |(_, port)| port.to_string());
+    let settings = &core.settings;
+    format!(
+        "clientPort={}\nmaxClientCnxns={}\nminSessionTimeout={}\nmaxSessionTimeout={}\nserverId={}\nquorumPort={}\n",
+        port(&core.address.client),
+        settings.max_connections,
+        settings.min_session.as_millis(),
+        settings.max_session.as_millis(),
+        core.me.member.id,
+        port(&core.address.peer),
+    )
 }
 
 fn srvr<N>(core: &Core<N>) -> String {
