@@ -58,17 +58,14 @@ impl<N> Core<N> {
         configs.iter().all(|config| 2 * config.iter().filter(|member| answered(member)).count() > config.len())
     }
 
-    /// Whether this member can do for its clients what they came for: it leads a majority, or follows who does.
+    /// Whether this member can do for its clients what they came for: it leads a majority, or follows who does. An election takes a
+    /// moment, and nobody is sent away for it: what was asked for meanwhile is carried out by the next leader.
     pub fn can_serve(&self) -> bool {
-        let (state, leader) = {
-            let metrics = self.raft.server_metrics();
-            let metrics = metrics.borrow();
-            (metrics.state, metrics.current_leader)
-        };
-        match state {
-            ServerState::Leader => self.has_majority(),
-            _ => leader.is_some() && self.contact.heard().at.elapsed() < self.settings.patience,
+        if self.leads().is_some() && self.has_majority() {
+            self.contact.note(self.me.member);
+            return true;
         }
+        self.contact.heard().led.is_some_and(|led| led.elapsed() < self.settings.patience)
     }
 
     /// The term in which this member leads, if it does.

@@ -211,6 +211,7 @@ impl<N: Net> Member<N> {
         tasks.spawn(peer::serve::listen(core.clone(), peers));
         tasks.spawn(client::listen::listen(core.clone(), clients));
         tasks.spawn(election::stand(core.clone()));
+        tasks.spawn(beat(core.clone()));
         tasks.spawn(propose::forward(core.clone()));
         tasks.spawn(propose::propose(core.clone(), groups));
         tasks.spawn(tell_heard(core.clone()));
@@ -242,21 +243,34 @@ impl<N: Net> Member<N> {
 }
 
 fn raft_config(settings: &Settings) -> Arc<openraft::Config> {
-    // Its own elections are off (see `election`), so `election_timeout_max` is the lease of a leader, and `election_timeout_min` the time
-    // that a vote may take.
+    // Elections and signs of life are our own (see `election` and `beat`), so these numbers mean something else here:
+    // `election_timeout_max` is the lease of a leader, `election_timeout_min` the time that a vote may take, and `heartbeat_interval` the
+    // time that a message with entries may take, which includes a flush of the other member's disk.
     let lease = settings.lease().as_millis() as u64;
     Arc::new(openraft::Config {
         cluster_name: "lockstep".into(),
-        heartbeat_interval: settings.heartbeat.as_millis() as u64,
+        heartbeat_interval: settings.append_time().as_millis() as u64,
         election_timeout_min: lease - 1,
         election_timeout_max: lease,
         enable_elect: false,
+        enable_heartbeat: false,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: settings.snapshot_entries / 10,
         replication_lag_threshold: settings.snapshot_entries,
         max_payload_entries: 256,
         ..openraft::Config::default()
     })
+}
+
+/// Has the leader send its signs of life.
+async fn beat<N: Net>(core: Arc<Core<N>>) {
+    let mut beats = looks(core.settings.heartbeat);
+    loop {
+        beats.tick().await;
+        if core.leads().is_some() && core.raft.trigger().heartbeat().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Time between two looks at things that have time.

@@ -33,7 +33,7 @@ impl Default for Settings {
         let ms = Duration::from_millis;
         Settings {
             heartbeat: ms(40),
-            election: (ms(120), ms(240)),
+            election: (ms(150), ms(300)),
             patience: ms(1000),
             min_session: ms(400),
             max_session: ms(60_000),
@@ -74,6 +74,11 @@ impl Settings {
     /// whoever has waited for that gets it.
     pub fn lease(&self) -> Duration {
         (self.election.0 * 5 / 6).max(self.heartbeat * 2)
+    }
+
+    /// How long a message with entries may take before it is sent again.
+    pub fn append_time(&self) -> Duration {
+        (self.heartbeat * 6).max(Duration::from_millis(250))
     }
 }
 

@@ -62,7 +62,7 @@ pub struct ArbiterArgs {
     #[arg(long, value_name = "MS", default_value_t = 40)]
     heartbeat: u64,
     /// Silence of the leader after which an election is held, in milliseconds: drawn each time between this and twice as much
-    #[arg(long, value_name = "MS", default_value_t = 120)]
+    #[arg(long, value_name = "MS", default_value_t = 150)]
     election_timeout: u64,
     /// The shortest time-out that a client's session may have, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 400)]
@@ -202,7 +202,8 @@ async fn tell(core: Arc<Core<Tcp>>) {
                     Some(leader) if leader == core.me.member => format!("leads in term {}", group.term),
                     Some(leader) => format!("follows arbiter {} in term {}", leader.id, group.term),
                 };
-                let serves = if *serving.borrow_and_update() { "serves clients" } else { "serves no clients: no majority" };
+                let serves =
+                    if *serving.borrow_and_update() { "serves clients" } else { "serves no clients: no majority" };
                 format!("one of {}, {leader}, {serves}", group.voters.len())
             }
         };

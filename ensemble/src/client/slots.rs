@@ -216,12 +216,8 @@ impl Slots {
                     return false;
                 }
                 let ids = self.mailbox.encoded_ids();
-                let asker = Asker {
-                    replica: &core.replica,
-                    mailbox: &self.mailbox,
-                    session: self.session,
-                    ids: Ids::of(&ids),
-                };
+                let asker =
+                    Asker { replica: &core.replica, mailbox: &self.mailbox, session: self.session, ids: Ids::of(&ids) };
                 asker.answer(state, xid, &query, &mut self.out);
                 core.statistics.count_sent();
                 return true;

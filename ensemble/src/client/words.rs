@@ -45,7 +45,8 @@ fn mode<N>(core: &Core<N>) -> &'static str {
 fn stat<N>(core: &Core<N>) -> String {
     let mut text = format!("Zookeeper version: {VERSION}\nClients:\n");
     for (address, session) in core.replica.clients() {
-        writeln!(text, " /{address}[1](queued=0,recved=0,sent=0,sid=0x{session:x})").expect("a String takes everything");
+        writeln!(text, " /{address}[1](queued=0,recved=0,sent=0,sid=0x{session:x})")
+            .expect("a String takes everything");
     }
     text.push('\n');
     let rest = srvr(core);
@@ -112,8 +113,9 @@ fn mntr<N>(core: &Core<N>) -> String {
         let metrics = metrics.borrow();
         let membership = metrics.membership_config.membership();
         let others: Vec<_> = membership.voter_ids().filter(|member| *member != core.me.member).collect();
-        let synced =
-            others.iter().filter(|member| core.links.answered(**member).is_some_and(|ago| ago < core.settings.patience));
+        let synced = others
+            .iter()
+            .filter(|member| core.links.answered(**member).is_some_and(|ago| ago < core.settings.patience));
         row("learners", &others.len());
         row("synced_followers", &synced.count());
     }

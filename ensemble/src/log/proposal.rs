@@ -253,7 +253,8 @@ mod tests {
         let (time_ms, groups) = batch.read().unwrap();
         let groups: Vec<_> = groups.map(Result::unwrap).collect();
         assert_eq!((time_ms, groups.as_slice()), (1234, &[group, group][..]));
-        let read: Vec<_> = groups[0].iter().map(|(number, proposal)| (number, format!("{:?}", proposal.unwrap()))).collect();
+        let read: Vec<_> =
+            groups[0].iter().map(|(number, proposal)| (number, format!("{:?}", proposal.unwrap()))).collect();
         assert_eq!(read.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [10, 11]);
         assert!(read[0].1.starts_with("Open { timeout_ms: 4000") && read[1].1.contains("kind: 2, body: [97, 98, 99]"));
     }

@@ -302,7 +302,11 @@ fn read_entry(bytes: &[u8]) -> Result<Entry, StoreError> {
     entry::read(&Bytes::copy_from_slice(bytes)).map_err(|source| StoreError::Content { what: "an entry", source })
 }
 
-fn failed(subject: ErrorSubject<MemberId>, verb: ErrorVerb, error: &(impl std::error::Error + 'static)) -> StorageError {
+fn failed(
+    subject: ErrorSubject<MemberId>,
+    verb: ErrorVerb,
+    error: &(impl std::error::Error + 'static),
+) -> StorageError {
     StorageIOError::new(subject, verb, AnyError::new(error)).into()
 }
 
@@ -373,7 +377,8 @@ impl RaftLogStorage<Types> for LogStore {
                 known.append(entry);
             }
         }
-        let done = |result: Result<(), Arc<StoreError>>| callback.log_io_completed(result.map_err(std::io::Error::other));
+        let done =
+            |result: Result<(), Arc<StoreError>>| callback.log_io_completed(result.map_err(std::io::Error::other));
         self.writer.write(writes, Box::new(done));
         Ok(())
     }

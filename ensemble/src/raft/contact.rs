@@ -12,8 +12,10 @@ use crate::member::MemberId;
 pub struct Heard {
     /// Who leads, as far as this member has been told.
     pub leader: Option<MemberId>,
-    /// When it was last heard.
+    /// When it, or somebody who might become it, was last heard: an election begins some time after.
     pub at: Instant,
+    /// When somebody last led: clients are served for some time after.
+    pub led: Option<Instant>,
     /// Since when its connection is closed: a process that has died is noticed at once.
     pub gone: Option<Instant>,
 }
@@ -27,7 +29,7 @@ pub struct Contact {
 impl Default for Contact {
     fn default() -> Self {
         Contact {
-            heard: Mutex::new(Heard { leader: None, at: Instant::now(), gone: None }),
+            heard: Mutex::new(Heard { leader: None, at: Instant::now(), led: None, gone: None }),
             lost: Notify::new(),
         }
     }
@@ -41,21 +43,23 @@ impl Contact {
 
     /// The leader was heard.
     pub fn note(&self, leader: MemberId) {
-        let heard = Heard { leader: Some(leader), at: Instant::now(), gone: None };
+        let now = Instant::now();
+        let heard = Heard { leader: Some(leader), at: now, led: Some(now), gone: None };
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
     }
 
     /// This member has given its vote: whoever has it is given the time to win.
     pub fn voted(&self) {
-        let heard = Heard { leader: None, at: Instant::now(), gone: None };
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        *heard = Heard { leader: None, at: Instant::now(), gone: None, led: heard.led };
     }
 
     /// A message of `member` has come in. It counts only if that is the leader as far as is known.
     pub fn note_if_leader(&self, member: MemberId) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         if heard.leader == Some(member) {
-            (heard.at, heard.gone) = (Instant::now(), None);
+            let now = Instant::now();
+            (heard.at, heard.led, heard.gone) = (now, Some(now), None);
         }
     }
 

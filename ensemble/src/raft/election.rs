@@ -55,7 +55,9 @@ pub async fn stand<N: Net>(core: Arc<Core<N>>) {
         let silence = heard.at + core.world.between(least, most);
         let suspicion = match heard.gone {
             _ if alone => Instant::now(),
-            Some(gone) => silence.min((gone + core.world.between(Duration::ZERO, SPREAD)).max(heard.at + core.settings.lease())),
+            Some(gone) => {
+                silence.min((gone + core.world.between(Duration::ZERO, SPREAD)).max(heard.at + core.settings.lease()))
+            }
             None => silence,
         };
         tokio::select! {

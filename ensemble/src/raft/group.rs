@@ -222,7 +222,8 @@ pub async fn remove<N: Net>(core: &Core<N>, id: u32) -> Result<(), ChangeError> 
     }
     let _changing = core.changing.try_lock().map_err(|_| ChangeError::Busy)?;
     let membership = core.raft.server_metrics().borrow().membership_config.membership().clone();
-    let (gone, rest): (BTreeSet<MemberId>, BTreeSet<MemberId>) = membership.voter_ids().partition(|member| member.id == id);
+    let (gone, rest): (BTreeSet<MemberId>, BTreeSet<MemberId>) =
+        membership.voter_ids().partition(|member| member.id == id);
     if gone.is_empty() {
         return Err(ChangeError::NoSuchMember(id));
     }

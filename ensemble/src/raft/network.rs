@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use openraft::error::{
-    NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
-};
+use openraft::error::{NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::{OptionalSend, Snapshot};
@@ -71,7 +69,11 @@ impl<N: Net> Peer<N> {
         }
     }
 
-    async fn send_snapshot(&self, vote: Vote, snapshot: Snapshot<Types>) -> Result<SnapshotResponse<MemberId>, SendError> {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot<Types>,
+    ) -> Result<SnapshotResponse<MemberId>, SendError> {
         let hello = Hello { version: VERSION, from: Some(self.me), to: Some(self.target) };
         let greeting = async { Ok(greet(self.links.net(), &hello, &self.address.peer).await?) };
         let (mut stream, mut buffer) = in_time(greeting).await?;
@@ -126,11 +128,7 @@ impl<N: Net> RaftNetwork<Types> for Peer<N> {
         Ok(answer)
     }
 
-    async fn vote(
-        &mut self,
-        request: VoteRequest<MemberId>,
-        _: RPCOption,
-    ) -> Result<VoteResponse<MemberId>, RpcError> {
+    async fn vote(&mut self, request: VoteRequest<MemberId>, _: RPCOption) -> Result<VoteResponse<MemberId>, RpcError> {
         self.ask(Kind::Vote, entry::cold(&request).into()).await
     }
 

@@ -130,7 +130,9 @@ impl Replica {
     pub fn clients(&self) -> Vec<(String, i64)> {
         let connections = lock(&self.connections);
         let clients = connections.sessions.iter();
-        clients.map(|(session, mailbox)| (mailbox.ids().first().map_or("?".into(), |id| id.id.clone()), *session)).collect()
+        clients
+            .map(|(session, mailbox)| (mailbox.ids().first().map_or("?".into(), |id| id.id.clone()), *session))
+            .collect()
     }
 
     /// How many connections there are.

@@ -152,8 +152,7 @@ pub fn digest_of(credentials: &[u8]) -> Id {
 pub fn allows(acl: &[Entry], wanted: i32, ids: Ids<'_>) -> bool {
     acl.is_empty()
         || acl.iter().any(|entry| {
-            entry.perms & wanted != 0
-                && (entry.id.scheme == "world" && entry.id.id == "anyone" || ids.has(&entry.id))
+            entry.perms & wanted != 0 && (entry.id.scheme == "world" && entry.id.id == "anyone" || ids.has(&entry.id))
         })
 }
 
@@ -187,10 +186,12 @@ pub fn fix_up(wanted: RawAcl<'_>, ids: Ids<'_>) -> Result<Acl, Code> {
             "auth" => {
                 let before = fixed.len();
                 let digests = ids.iter().filter(|(scheme, _)| *scheme == "digest");
-                fixed.extend(digests.map(|(scheme, id)| Entry {
-                    perms: entry.perms,
-                    id: Id { scheme: scheme.into(), id: id.into() },
-                }));
+                fixed.extend(
+                    digests.map(|(scheme, id)| Entry {
+                        perms: entry.perms,
+                        id: Id { scheme: scheme.into(), id: id.into() },
+                    }),
+                );
                 if fixed.len() == before {
                     return Err(Code::InvalidAcl);
                 }
@@ -240,7 +241,8 @@ mod tests {
     #[test]
     fn who_may_do_what() {
         let (ann, bob) = (digest_of(b"ann:1"), digest_of(b"bob:2"));
-        let acl = [Entry { perms: perms::READ, id: id("world", "anyone") }, Entry { perms: perms::ALL, id: ann.clone() }];
+        let acl =
+            [Entry { perms: perms::READ, id: id("world", "anyone") }, Entry { perms: perms::ALL, id: ann.clone() }];
         assert!(may(&acl, perms::READ, &[]) && !may(&acl, perms::WRITE, &[]));
         assert!(may(&acl, perms::WRITE, &[bob.clone(), ann]) && !may(&acl, perms::WRITE, &[bob]));
         assert_eq!(redacted(&acl)[1].id, id("digest", "ann:x"));

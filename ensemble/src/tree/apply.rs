@@ -158,13 +158,7 @@ impl Tree {
         Ok(Single::Created(path, (create.op != op::CREATE).then_some(stat)))
     }
 
-    fn delete(
-        &mut self,
-        txn: &Txn<'_>,
-        path: &str,
-        version: i32,
-        effects: &mut Vec<Effect>,
-    ) -> Result<Single, Code> {
+    fn delete(&mut self, txn: &Txn<'_>, path: &str, version: i32, effects: &mut Vec<Effect>) -> Result<Single, Code> {
         let (parent_path, _) = path::split(path).ok_or(Code::BadArguments)?;
         if path.contains('\0') || path::is_special(path) {
             return Err(Code::BadArguments);

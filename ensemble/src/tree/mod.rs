@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
-pub use self::apply::{Outcome, Single, Txn};
 use self::acl::Acl;
+pub use self::apply::{Outcome, Single, Txn};
 use self::node::Node;
 use self::session::Session;
 use crate::log::proposal::{Origin, Progress};

@@ -42,7 +42,9 @@ mod tests {
         for path in ["/", "/a", "/a/b c", "/a/..b", "/é/日本"] {
             assert!(is_valid(path), "{path}");
         }
-        for path in ["", "a", "/a/", "//", "/a//b", "/.", "/a/..", "/a/./b", "/a\0", "/a\n", "/a\u{7f}", "/\u{f000}", "/😀"] {
+        for path in
+            ["", "a", "/a/", "//", "/a//b", "/.", "/a/..", "/a/./b", "/a\0", "/a\n", "/a\u{7f}", "/\u{f000}", "/😀"]
+        {
             assert!(!is_valid(path), "{path:?}");
         }
     }

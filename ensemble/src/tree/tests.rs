@@ -42,13 +42,7 @@ const MEMBER: MemberId = MemberId { id: 1, incarnation: 7 };
 
 fn batch(start: u64, first: u64, proposals: &[Vec<u8>]) -> Batch {
     let mut batch = begin_batch(1000);
-    let group = Group {
-        origin: MEMBER,
-        start,
-        first,
-        count: proposals.len() as u32,
-        proposals: &proposals.concat(),
-    };
+    let group = Group { origin: MEMBER, start, first, count: proposals.len() as u32, proposals: &proposals.concat() };
     group.write(&mut batch);
     Batch(batch.freeze())
 }
@@ -109,7 +103,9 @@ fn after(requests: &[(i32, Vec<u8>)]) -> (Tree, Seen) {
 
 fn errors(seen: &Seen) -> Vec<Option<Code>> {
     let replies = seen.applied.iter().skip(1);
-    replies.map(|(_, _, applied)| if let Applied::Reply(reply) = applied { reply.as_ref().err().copied() } else { None }).collect()
+    replies
+        .map(|(_, _, applied)| if let Applied::Reply(reply) = applied { reply.as_ref().err().copied() } else { None })
+        .collect()
 }
 
 #[test]
@@ -159,7 +155,8 @@ fn only_the_leader_that_heard_the_silence_ends_a_session() {
 #[test]
 fn a_multi_that_fails_leaves_nothing() {
     let (before, _) = after(&[create("/a", 0)]);
-    let (tree, seen) = after(&[create("/a", 0), multi(&[create("/b", 0), create("/a/c-", 3), delete("/none"), delete("/a")])]);
+    let (tree, seen) =
+        after(&[create("/a", 0), multi(&[create("/b", 0), create("/a/c-", 3), delete("/none"), delete("/a")])]);
     let Applied::Reply(Ok(Outcome::Failed(codes))) = &seen.applied[2].2 else { panic!("{:?}", seen.applied) };
     assert_eq!(*codes, [0, 0, Code::NoNode.number(), Code::RuntimeInconsistency.number()]);
     assert_eq!(seen.effects.len(), 1, "of the first request only");
@@ -169,7 +166,8 @@ fn a_multi_that_fails_leaves_nothing() {
 
 #[test]
 fn sequential_names_count_all_that_were_ever_created() {
-    let (tree, seen) = after(&[create("/p", 0), create("/p/x", 0), delete("/p/x"), create("/p/n-", 2), create("/p/", 2)]);
+    let (tree, seen) =
+        after(&[create("/p", 0), create("/p/x", 0), delete("/p/x"), create("/p/n-", 2), create("/p/", 2)]);
     assert_eq!(errors(&seen), [None; 5]);
     let names: Vec<_> = tree.node("/p").unwrap().children.iter().map(|name| name.to_string()).collect();
     assert_eq!(names, ["0000000002", "n-0000000001"]);
@@ -190,7 +188,8 @@ fn a_container_is_spent_when_its_last_child_is_gone() {
 }
 
 fn operation() -> impl Strategy<Value = (i32, Vec<u8>)> {
-    let path = prop_oneof![Just("/a"), Just("/a/b"), Just("/a/b/c"), Just("/d"), Just("/"), Just("/a//"), Just("/zookeeper")];
+    let path =
+        prop_oneof![Just("/a"), Just("/a/b"), Just("/a/b/c"), Just("/d"), Just("/"), Just("/a//"), Just("/zookeeper")];
     let single = (path, 0..8i32, 0..4u8).prop_map(|(path, flags, what)| match what {
         0 => delete(path),
         1 => {

@@ -166,7 +166,10 @@ mod tests {
         bytes.buffer(b"");
         let mut reader = Reader::new(&bytes);
         assert_eq!((reader.int(), reader.long(), reader.bool()), (Ok(-5), Ok(1 << 40), Ok(true)));
-        assert_eq!((reader.string(), reader.buffer(), reader.buffer()), (Ok(Some("café")), Ok(None), Ok(Some(&b""[..]))));
+        assert_eq!(
+            (reader.string(), reader.buffer(), reader.buffer()),
+            (Ok(Some("café")), Ok(None), Ok(Some(&b""[..])))
+        );
         assert_eq!((reader.rest().len(), reader.int()), (0, Err(JuteError::Short)));
     }
 

@@ -415,9 +415,7 @@ fn read_single<'a>(kind: i32, reader: &mut Reader<'a>) -> Result<Change<'a>, Jut
             let (path, data) = (reader.string()?.unwrap_or_default(), reader.buffer()?);
             Ok(Change::SetData { path, data, version: reader.int()? })
         }
-        op::CHECK => {
-            Ok(Change::Check { path: reader.string()?.unwrap_or_default(), version: reader.int()? })
-        }
+        op::CHECK => Ok(Change::Check { path: reader.string()?.unwrap_or_default(), version: reader.int()? }),
         value => Err(JuteError::Value { what: "an operation of a multi", value }),
     }
 }
