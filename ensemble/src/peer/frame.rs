@@ -41,6 +41,8 @@ pub enum Kind {
     Chunk = 16,
     /// The last piece of it; to be answered.
     SnapshotEnd = 17,
+    /// Are you there? To be answered.
+    Ping = 18,
     /// The answer to the frame of that number.
     Reply = 20,
     /// There is none; why.
@@ -54,7 +56,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 16] = [
+    const ALL: [Kind; 17] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refuse,
@@ -66,6 +68,7 @@ impl Kind {
         Kind::Snapshot,
         Kind::Chunk,
         Kind::SnapshotEnd,
+        Kind::Ping,
         Kind::Reply,
         Kind::Failure,
         Kind::Who,

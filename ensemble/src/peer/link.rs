@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::frame::{self, FrameError, Kind};
 use super::message::{Hello, Refusal, VERSION};
@@ -24,6 +24,10 @@ use crate::net::Net;
 const QUEUE: usize = 1024;
 /// Time that connecting and greeting may take.
 const CONNECT_TIME: Duration = Duration::from_millis(1000);
+/// How often the other side is asked whether it is there, and silence after which the connection is given up. A cable that was cut and
+/// mended is used again so soon: TCP by itself would wait longer and longer.
+const PING: Duration = Duration::from_millis(250);
+const SILENCE: Duration = Duration::from_millis(1000);
 /// Pause between two attempts: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
@@ -175,8 +179,20 @@ where
     let mut asked: BTreeMap<u64, oneshot::Sender<Result<Bytes, LinkError>>> = BTreeMap::new();
     let mut number = 0;
     let mut out = BytesMut::new();
+    let mut pings = tokio::time::interval(PING);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = Instant::now();
     loop {
         tokio::select! {
+            now = pings.tick() => {
+                if now.duration_since(heard) > SILENCE {
+                    return FrameError::Io(std::io::ErrorKind::TimedOut.into());
+                }
+                if out.is_empty() {
+                    number += 1;
+                    frame::write(&mut out, Kind::Ping, number, &[]);
+                }
+            }
             outgoing = queue.recv(), if out.len() < frame::MAX_BYTES => {
                 let Some(outgoing) = outgoing else { return FrameError::Closed };
                 let mut next = Some(outgoing);
@@ -201,6 +217,7 @@ where
                     Ok(answer) => answer,
                     Err(error) => return error,
                 };
+                heard = Instant::now();
                 let result = match answer.kind {
                     Kind::Reply => Ok(answer.payload),
                     Kind::Failure => Err(LinkError::Failure(String::from_utf8_lossy(&answer.payload).into_owned())),

@@ -1,6 +1,7 @@
 //! What this member does for others.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use openraft::Snapshot;
@@ -21,6 +22,8 @@ use crate::raft::{Vote, election, group};
 
 /// Answers that may wait to be sent.
 const ANSWERS: usize = 256;
+/// Silence after which the other side is gone: it asks four times a second whether this one is there.
+const SILENCE: Duration = Duration::from_secs(20);
 /// The most bytes of a state that is taken from another member.
 const MAX_STATE: u64 = 16 << 30;
 
@@ -55,7 +58,7 @@ pub async fn listen<N: Net>(core: Arc<Core<N>>, listener: N::Listener) {
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot take a connection of a member");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
@@ -93,7 +96,8 @@ async fn serve<N: Net>(core: Arc<Core<N>>, stream: N::Stream) -> Result<(), Serv
     let taking = async {
         let mut snapshot = None;
         loop {
-            let frame = frame::read(&mut reading, &mut buffer).await?;
+            let next = tokio::time::timeout(SILENCE, frame::read(&mut reading, &mut buffer)).await;
+            let frame = next.map_err(|_| FrameError::Io(std::io::ErrorKind::TimedOut.into()))??;
             take(&core, from, frame, &answers, &mut snapshot).await?;
         }
     };
@@ -195,6 +199,7 @@ async fn take<N: Net>(
                 core.raft.install_full_snapshot(vote, snapshot).await
             });
         }
+        Kind::Ping => drop(answers.send((Kind::Reply, number, Bytes::new())).await),
         Kind::Who => {
             let who = Who { me: core.me.member, address: core.address.clone(), group: group::group(core) };
             let _ = answers.send((Kind::Reply, number, entry::cold(&who).into())).await;
