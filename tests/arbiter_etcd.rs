@@ -103,7 +103,7 @@ fn one_dead_or_silent_follower_keeps_no_answer_away() {
     let mut first = 1;
     for silent in [true, false] {
         let follower = cluster.servers.follower();
-        let place = Uri(cluster.uri());
+        let place = Uri(cluster.servers.uri_beginning_with(follower, ROOT));
         let arbiter = place.open();
         let servers = &mut cluster.servers;
         let (contended, ()) = arbiters::contend_while(&place, first, || {
@@ -136,7 +136,7 @@ fn a_dead_or_silent_leader_costs_an_election() {
     let mut first = 1;
     for silent in [true, false] {
         let leader = cluster.servers.leader();
-        let place = Uri(cluster.uri());
+        let place = Uri(cluster.servers.uri_beginning_with(leader, ROOT));
         let arbiter = place.open();
         let servers = &mut cluster.servers;
         let (contended, ()) = arbiters::contend_while(&place, first, || {

@@ -124,11 +124,11 @@ fn names_are_kept_apart_and_those_that_are_none_are_errors() {
 #[test]
 fn one_dead_or_silent_follower_keeps_no_answer_away() {
     let mut ensemble = Ensemble::new();
-    let follower = ensemble.servers.follower();
     let mut first = 1;
     for silent in [true, false] {
+        let follower = ensemble.servers.follower();
         let arbiter = ensemble.open();
-        let place = Uri(ensemble.uri());
+        let place = Uri(ensemble.servers.uri_beginning_with(follower, ROOT));
         let servers = &mut ensemble.servers;
         let (contended, ()) = arbiters::contend_while(&place, first, || {
             let at = generation(arbiter.as_ref());
@@ -161,7 +161,7 @@ fn a_dead_or_silent_leader_costs_an_election() {
     for silent in [true, false] {
         let leader = ensemble.servers.leader();
         let arbiter = ensemble.open();
-        let place = Uri(ensemble.uri());
+        let place = Uri(ensemble.servers.uri_beginning_with(leader, ROOT));
         let servers = &mut ensemble.servers;
         let (contended, ()) = arbiters::contend_while(&place, first, || {
             let at = generation(arbiter.as_ref());

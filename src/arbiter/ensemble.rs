@@ -310,3 +310,6 @@ async fn say_when_none_is_there(location: String, mut health: Vec<watch::Receive
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

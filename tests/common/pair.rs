@@ -22,6 +22,8 @@ pub struct Setup {
     pub times_ms: (u64, u64),
     /// More options of the primary.
     pub primary_options: Vec<String>,
+    /// The arbiter, where it is not a directory of the pair's own.
+    pub arbiter: Option<String>,
 }
 
 impl Setup {
@@ -35,6 +37,7 @@ impl Setup {
             arguments: words.map(str::to_owned).collect(),
             times_ms: (20, 1000),
             primary_options: Vec::new(),
+            arbiter: None,
         }
     }
 }
@@ -82,7 +85,7 @@ impl Pair {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let arbiter = directory.path().join("arbiter");
         std::fs::create_dir(&arbiter).expect("a directory in it");
-        let arbiter = arbiter.display();
+        let arbiter = setup.arbiter.clone().unwrap_or_else(|| arbiter.display().to_string());
         let (heartbeat, timeout) = setup.times_ms;
         let mut arguments = words(&format!(
             "primary --name vm --host first --arbiter {arbiter} --control 127.0.0.1:0 --channel 127.0.0.1:0 \

@@ -106,6 +106,13 @@ impl ZooKeeper {
         format!("zk://{}{path}", self.addresses())
     }
 
+    /// The same arbiter, whose server `first` is named first, and so asked first.
+    pub fn uri_beginning_with(&self, first: usize, path: &str) -> String {
+        let mut addresses: Vec<String> = self.clients.iter().map(Port::address).collect();
+        addresses.rotate_left(first);
+        format!("zk://{}{path}", addresses.join(","))
+    }
+
     /// How many servers there are.
     pub fn count(&self) -> usize {
         self.members.len()
