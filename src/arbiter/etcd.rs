@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::ensemble::{Ensemble, Health, Io, Server, Silence, Trouble};
-use super::register::{Flaw, parse, render};
+use super::register::{Flaw, from_text, to_text};
 use super::standing::{Standing, check_claim, check_vm};
 use super::uri::{ArbiterUri, Credentials, EnsembleUri};
 use super::{Arbiter, ArbiterError, Claim, Verdict, names};
@@ -364,7 +364,7 @@ impl Register {
     fn found(&self, range: Range) -> Result<Held, Trouble> {
         let Some(KeyValue { mod_revision, value }) = range.kvs.into_iter().next() else { return Ok(None) };
         let bytes = BASE64.decode(value).map_err(|_| Silence::Unreadable)?;
-        match parse(&self.vm, &bytes) {
+        match from_text(&self.vm, &bytes) {
             Ok(claim) => Ok(Some((claim, mod_revision))),
             Err(flaw) => Err(self.corrupt(flaw)),
         }
@@ -393,7 +393,7 @@ impl Register {
             };
             unchanged["key"] = encoded(&self.key).into();
             unchanged["result"] = "EQUAL".into();
-            let put = json!({ "key": encoded(&self.key), "value": encoded(render(&self.vm, claim)) });
+            let put = json!({ "key": encoded(&self.key), "value": encoded(to_text(&self.vm, claim)) });
             let body = json!({
                 "compare": [unchanged],
                 "success": [{ "request_put": put }],

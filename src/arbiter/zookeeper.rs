@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use zookeeper_client as zk;
 
 use super::ensemble::{Ensemble, Health, Io, Server, Silence, Trouble};
-use super::register::{parse, render};
+use super::register::{from_text, to_text};
 use super::standing::{Standing, check_claim, check_vm};
 use super::uri::{Address, ArbiterUri, Credentials, EnsembleUri};
 use super::{Arbiter, ArbiterError, Claim, Verdict, names};
@@ -291,7 +291,7 @@ impl Register {
     /// What it holds, as far as this server knows, and the version to write over it.
     async fn held(&self, session: &Session) -> Result<Option<(Claim, i32)>, Trouble> {
         match session.client.get_data(&self.path).await {
-            Ok((bytes, stat)) => match parse(&self.vm, &bytes) {
+            Ok((bytes, stat)) => match from_text(&self.vm, &bytes) {
                 Ok(claim) => Ok(Some((claim, stat.version))),
                 Err(flaw) => {
                     let path = format!("{} ({})", self.path, self.location).into();
@@ -331,7 +331,7 @@ impl Register {
 
     /// Writes over the version that was read, or what was not there. False: it is not so any more.
     async fn write(&self, session: &Session, version: Option<i32>, claim: &Claim) -> Result<bool, zk::Error> {
-        let text = render(&self.vm, claim);
+        let text = to_text(&self.vm, claim);
         let (client, options) = (&session.client, session.persistent());
         let Some(version) = version else {
             return match client.create(&self.path, text.as_bytes(), &options).await {

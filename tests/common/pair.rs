@@ -1,9 +1,11 @@
 //! A primary and its backup as processes, with an arbiter's directory and a relay between them.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
 
+use lockstep::arbiter::register::RegisterFile;
 use lockstep::console::status::Status;
 
 use super::console::{Console, status};
@@ -148,7 +150,12 @@ impl Pair {
 
     /// What the arbiter's register says.
     pub fn register(&self) -> String {
-        let path = self.directory.path().join("arbiter").join("vm.register");
-        eventually("the register can be read", || std::fs::read_to_string(&path).ok())
+        eventually("the register can be read", || std::fs::read_to_string(self.register_file()).ok())
+    }
+
+    /// The file that the arbiter's register is in now.
+    pub fn register_file(&self) -> PathBuf {
+        let register = RegisterFile::open(&self.directory.path().join("arbiter")).and_then(|file| file.path("vm"));
+        register.expect("the arbiter's directory is there")
     }
 }
