@@ -2,12 +2,28 @@
 //! suspects the other side must move it from the pair's generation to the next before it goes on alone.
 //! Of two that try, one wins.
 //!
-//! [`register`] keeps the registers as files on storage that both hosts reach. A quorum service can stand behind the
-//! same trait.
+//! | module | where the registers are |
+//! | --- | --- |
+//! | [`register`] | files on storage that both hosts reach |
+//! | [`zookeeper`] | nodes of a ZooKeeper ensemble |
+//! | [`etcd`] | keys of an etcd cluster |
+//!
+//! [`uri`] is how a user names one, and [`open`] opens it. The two services are asked by [`ensemble`], which bears that some of the servers are
+//! dead or silent.
 
+pub mod ensemble;
+pub mod etcd;
+pub mod names;
 pub mod register;
+mod standing;
+pub mod uri;
+pub mod zookeeper;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use ensemble::Unanswered;
+use uri::ArbiterUri;
 
 /// What a register holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +53,7 @@ pub fn is_name(name: &str) -> bool {
 pub enum Verdict {
     /// The register holds the claim, durably: it was set now, or by an earlier call.
     Won,
-    /// The register holds something else: this, or nothing at all.
+    /// The register holds something else: this, or nothing at all. The claim may have been set, and followed by another one.
     Lost(Option<Claim>),
 }
 
@@ -63,6 +79,25 @@ pub enum ArbiterError {
         /// What is wrong with it.
         flaw: register::Flaw,
     },
+    /// The thread that carries the questions cannot be started.
+    #[error("cannot start the arbiter's thread")]
+    Thread(#[source] std::io::Error),
+    /// No server of an ensemble has answered in time, or none that has a majority behind it.
+    #[error("no answer from {location}: {servers}")]
+    NoAnswer {
+        /// The ensemble.
+        location: String,
+        /// What each of the servers was heard of.
+        servers: Unanswered,
+    },
+    /// The servers do not let whoever asks read or set the register.
+    #[error("{location} does not allow it: {reason}")]
+    Denied {
+        /// The ensemble.
+        location: String,
+        /// What the servers say.
+        reason: String,
+    },
     /// A name that cannot be a register's or a host's.
     #[error(
         "`{name}` cannot be the name of a VM or a host: 1 to {MAX_NAME} bytes, no control characters, a VM also no `/`"
@@ -71,7 +106,7 @@ pub enum ArbiterError {
         /// The name.
         name: String,
     },
-    /// A claim must be on a larger generation than the one it replaces.
+    /// A claim must be on the generation after the one that it replaces.
     #[error("generation {claimed} does not follow {expected}")]
     Order {
         /// The generation expected.
@@ -89,11 +124,21 @@ pub trait Arbiter: Send + Sync {
     /// What the register of `vm` holds.
     fn read(&self, vm: &str) -> Result<Option<Claim>, ArbiterError>;
 
-    /// Sets the register of `vm` to `claim` if it holds the generation `expected` (`None`: if there is none).
-    /// Atomic among all hosts and durable when it returns [`Verdict::Won`]. The same claim may be made any number of
+    /// Sets the register of `vm` to `claim`, on the generation after `expected`, if it holds the generation `expected` (`None`: if there is none, and then
+    /// the claim is on generation 1). Atomic among all hosts and durable when it returns [`Verdict::Won`]. The same claim may be made any number of
     /// times: a register that holds it already counts as won.
     fn compare_and_set(&self, vm: &str, expected: Option<u64>, claim: &Claim) -> Result<Verdict, ArbiterError>;
 
     /// Where the registers are, for people.
     fn location(&self) -> String;
+}
+
+/// Opens an arbiter: a directory must be there; of an ensemble, sessions to its servers are being opened when this returns, and nothing is known of
+/// them yet.
+pub fn open(uri: &ArbiterUri) -> Result<Arc<dyn Arbiter>, ArbiterError> {
+    Ok(match uri {
+        ArbiterUri::File(directory) => Arc::new(register::RegisterFile::open(directory)?),
+        ArbiterUri::ZooKeeper(ensemble) => Arc::new(zookeeper::ZooKeeper::open(ensemble)?),
+        ArbiterUri::Etcd(ensemble) => Arc::new(etcd::Etcd::open(ensemble)?),
+    })
 }

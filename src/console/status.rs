@@ -240,6 +240,8 @@ pub struct Status {
     pub heartbeats_sent: u64,
     /// Heartbeats received from the peer.
     pub heartbeats_received: u64,
+    /// Messages of the peer that were refused because of the generation that they spoke for: of a side that has lost and does not know.
+    pub messages_fenced: u64,
     /// Milliseconds since anything was heard from the peer.
     pub last_heard_ms: Option<u64>,
     /// Milliseconds since this process took the machine.
@@ -293,6 +295,10 @@ impl fmt::Display for Status {
             (None, None) => "-".into(),
             (ns, entries) => format!("{}, {} entries", or_none(ns.map(duration)), or_none(entries)),
         };
+        let fenced = match self.messages_fenced {
+            0 => String::new(),
+            messages => format!("; {messages} messages of another generation refused"),
+        };
         let mut rows = vec![
             ("machine", format!("{} on {}", self.vm, self.host)),
             (
@@ -302,7 +308,7 @@ impl fmt::Display for Status {
             ("generation", self.generation.to_string()),
             ("peer", or_none(self.peer.as_ref())),
             ("last heard", or_none(self.last_heard_ms.map(|ms| format!("{ms} ms ago")))),
-            ("heartbeats", format!("{} sent, {} received", self.heartbeats_sent, self.heartbeats_received)),
+            ("heartbeats", format!("{} sent, {} received{fenced}", self.heartbeats_sent, self.heartbeats_received)),
             ("execution lag", lag),
             ("log", format!("{} entries{acknowledged}, {} B/s", self.entries, self.log_bytes_per_s)),
             ("outputs held", format!("{} ({} bytes)", self.outputs_held, self.console.held_bytes)),

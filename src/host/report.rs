@@ -53,6 +53,7 @@ pub(super) fn primary(desk: &mut Desk, protocol: &primary::Primary, transfer: Op
         status.entries_acknowledged = protected.then(|| protocol.acked());
         status.entries = protocol.appended();
         status.heartbeats_received = protocol.heartbeats();
+        status.messages_fenced = protocol.fenced();
         status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
         status.slowdown_per_mille = protocol.slow_down_per_mille().into();
         status.transfer = transfer;
@@ -85,6 +86,7 @@ pub(super) fn backup(desk: &mut Desk, protocol: &backup::Backup, transfer: Optio
         status.execution_lag_ns = None;
         status.execution_lag_entries = Some(protocol.received() - protocol.executed());
         status.heartbeats_received = protocol.heartbeats();
+        status.messages_fenced = protocol.fenced();
         status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
         status.slowdown_per_mille = 0;
         status.transfer = transfer;
