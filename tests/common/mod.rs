@@ -11,6 +11,7 @@ pub mod pair;
 pub mod process;
 pub mod qemu;
 pub mod relay;
+pub mod zookeeper;
 
 use std::time::{Duration, Instant};
 
