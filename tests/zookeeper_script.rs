@@ -13,7 +13,7 @@ use common::zookeeper::{Ensemble, Kind};
 use zookeeper::cli::Cli;
 use zookeeper::driver::{Driver, Program};
 use zookeeper::library::Library;
-use zookeeper::script::Script;
+use zookeeper::script::{Script, hasty_reads};
 use zookeeper::{Outcome, SCRIPT, rewritten, run};
 
 /// What the client can do that has nothing between it and the wire.
@@ -111,4 +111,10 @@ fn three_zookeepers_do_what_the_script_says() {
     if std::env::var_os("LOCKSTEP_RECORD").is_none() {
         serves_as_the_script_says(Kind::Debian, 3);
     }
+}
+
+#[test]
+fn the_script_reads_nothing_before_it_is_there() {
+    let hasty = hasty_reads(&script());
+    assert!(hasty.is_empty(), "reads of what another has just written, without a sync, in lines {hasty:?}");
 }

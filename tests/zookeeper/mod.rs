@@ -39,9 +39,10 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The member that a step names, or the first. A single server is every member.
+    /// The member that a step names, or the client's own: the first for a, the second for b. A single server is every member.
     fn member(&self, step: &Step) -> SocketAddr {
-        let number: usize = driver::named(&step.words, "member").map_or(1, |text| text.parse().expect("a number"));
+        let own = || usize::from(step.client.as_bytes()[0].saturating_sub(b'a')) + 1;
+        let number = driver::named(&step.words, "member").map_or_else(own, |text| text.parse().expect("a number"));
         self.members[(number - 1) % self.members.len()]
     }
 

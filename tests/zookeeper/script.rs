@@ -150,3 +150,30 @@ impl Script {
         self.steps.iter().filter(|step| step.needs.is_subset(capabilities))
     }
 }
+
+/// What changes something that others can read.
+const WRITES: [&str; 8] = ["create", "delete", "set", "setacl", "multi", "multi-errors", "close", "pipeline"];
+/// What sees only what its member has got to know.
+const READS: [&str; 7] = ["exists", "stat", "get", "children", "getacl", "descendants", "multi-read"];
+
+/// The lines in which a client reads what another has written on another member, without having made sure that its own member
+/// knows it: by a `sync`, a write of its own, or a new session. Such a read is a matter of luck.
+pub fn hasty_reads(script: &Script) -> Vec<usize> {
+    let mut written_at = BTreeMap::new();
+    let mut knows_until: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut hasty = Vec::new();
+    for (now, step) in script.steps.iter().enumerate() {
+        let (client, verb) = (step.client.as_str(), step.verb.as_str());
+        if WRITES.contains(&verb) {
+            written_at.insert(client, now);
+        }
+        if WRITES.contains(&verb) || ["sync", "await", "connect", "events"].contains(&verb) {
+            knows_until.insert(client, now);
+        }
+        let known = knows_until.get(client).copied().unwrap_or_default();
+        if READS.contains(&verb) && written_at.iter().any(|(other, at)| *other != client && *at > known) {
+            hasty.push(step.line);
+        }
+    }
+    hasty
+}
