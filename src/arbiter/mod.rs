@@ -2,12 +2,28 @@
 //! suspects the other side must move it from the pair's generation to the next before it goes on alone.
 //! Of two that try, one wins.
 //!
-//! [`register`] keeps the registers as files on storage that both hosts reach. A quorum service can stand behind the
-//! same trait.
+//! | module | where the registers are |
+//! | --- | --- |
+//! | [`register`] | files on storage that both hosts reach |
+//! | [`zookeeper`] | nodes of a ZooKeeper ensemble |
+//! | [`etcd`] | keys of an etcd cluster |
+//!
+//! [`uri`] is how a user names one, and [`open`] opens it. The two services are asked by [`ensemble`], which bears that some of the servers are
+//! dead or silent.
 
+pub mod ensemble;
+pub mod etcd;
+pub mod names;
 pub mod register;
+mod standing;
+pub mod uri;
+pub mod zookeeper;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use ensemble::Unanswered;
+use uri::ArbiterUri;
 
 /// What a register holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +79,25 @@ pub enum ArbiterError {
         /// What is wrong with it.
         flaw: register::Flaw,
     },
+    /// The thread that carries the questions cannot be started.
+    #[error("cannot start the arbiter's thread")]
+    Thread(#[source] std::io::Error),
+    /// No server of an ensemble has answered in time, or none that has a majority behind it.
+    #[error("no answer from {location}: {servers}")]
+    NoAnswer {
+        /// The ensemble.
+        location: String,
+        /// What each of the servers was heard of.
+        servers: Unanswered,
+    },
+    /// The servers do not let whoever asks read or set the register.
+    #[error("{location} does not allow it: {reason}")]
+    Denied {
+        /// The ensemble.
+        location: String,
+        /// What the servers say.
+        reason: String,
+    },
     /// A name that cannot be a register's or a host's.
     #[error(
         "`{name}` cannot be the name of a VM or a host: 1 to {MAX_NAME} bytes, no control characters, a VM also no `/`"
@@ -96,4 +131,14 @@ pub trait Arbiter: Send + Sync {
 
     /// Where the registers are, for people.
     fn location(&self) -> String;
+}
+
+/// Opens an arbiter: a directory must be there; of an ensemble, sessions to its servers are being opened when this returns, and nothing is known of
+/// them yet.
+pub fn open(uri: &ArbiterUri) -> Result<Arc<dyn Arbiter>, ArbiterError> {
+    Ok(match uri {
+        ArbiterUri::File(directory) => Arc::new(register::RegisterFile::open(directory)?),
+        ArbiterUri::ZooKeeper(ensemble) => Arc::new(zookeeper::ZooKeeper::open(ensemble)?),
+        ArbiterUri::Etcd(ensemble) => Arc::new(etcd::Etcd::open(ensemble)?),
+    })
 }

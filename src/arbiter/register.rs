@@ -9,6 +9,7 @@
 //! each host would have an arbiter of its own. On NFS, mount it with `lookupcache=none`, so that a host sees
 //! the other's rename as soon as it holds the lock.
 
+use super::standing::{Standing, check_claim, check_vm};
 use super::{Arbiter, ArbiterError, Claim, Verdict};
 use nix::fcntl::{Flock, FlockArg};
 use std::fmt::Write as _;
@@ -67,9 +68,7 @@ impl RegisterFile {
     }
 
     fn file(&self, vm: &str, ending: &str) -> Result<PathBuf, ArbiterError> {
-        if !super::is_name(vm) || vm.contains('/') {
-            return Err(ArbiterError::Name { name: vm.into() });
-        }
+        check_vm(vm)?;
         Ok(self.directory.join(format!("{vm}.{ending}")))
     }
 
@@ -108,12 +107,7 @@ impl Arbiter for RegisterFile {
     }
 
     fn compare_and_set(&self, vm: &str, expected: Option<u64>, claim: &Claim) -> Result<Verdict, ArbiterError> {
-        if !super::is_name(&claim.host_name) {
-            return Err(ArbiterError::Name { name: claim.host_name.clone() });
-        }
-        if claim.generation <= expected.unwrap_or(0) {
-            return Err(ArbiterError::Order { expected: expected.unwrap_or(0), claimed: claim.generation });
-        }
+        check_claim(expected, claim)?;
         let path = self.file(vm, "lock")?;
         let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let lock = lock.map_err(|source| storage("open", &path, source))?;
@@ -121,16 +115,14 @@ impl Arbiter for RegisterFile {
             .map_err(|(_, errno)| storage("lock", &path, io::Error::from(errno)))?;
 
         let held = self.read(vm)?;
-        let same = |held: &Claim| {
-            (held.generation, held.host, held.shared_with) == (claim.generation, claim.host, claim.shared_with)
-        };
-        if held.as_ref().is_some_and(same) {
-            // Set by an earlier call, which may have died before this.
-            self.sync()?;
-            return Ok(Verdict::Won);
-        }
-        if held.as_ref().map(|held| held.generation) != expected {
-            return Ok(Verdict::Lost(held));
+        match Standing::of(held.as_ref(), expected, claim) {
+            Standing::Held => {
+                // Set by an earlier call, which may have died before this.
+                self.sync()?;
+                return Ok(Verdict::Won);
+            }
+            Standing::Beaten => return Ok(Verdict::Lost(held)),
+            Standing::Next => {}
         }
         self.write(vm, claim)?;
         self.sync()?;
@@ -146,7 +138,8 @@ fn storage(what: &'static str, path: &Path, source: io::Error) -> ArbiterError {
     ArbiterError::Storage { what, path: path.into(), source }
 }
 
-fn render(vm: &str, claim: &Claim) -> String {
+/// The text of a register, which is the same wherever it is kept.
+pub(super) fn render(vm: &str, claim: &Claim) -> String {
     let Claim { generation, host, host_name, shared_with } = claim;
     let mut text = format!("{MAGIC}\nvm {vm}\ngeneration {generation}\nhost {host:016x}\nhost-name {host_name}\n");
     if let Some(other) = shared_with {
@@ -157,7 +150,8 @@ fn render(vm: &str, claim: &Claim) -> String {
     text
 }
 
-fn parse(vm: &str, bytes: &[u8]) -> Result<Claim, Flaw> {
+/// The claim in the text of a register.
+pub(super) fn parse(vm: &str, bytes: &[u8]) -> Result<Claim, Flaw> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Flaw::Long);
     }

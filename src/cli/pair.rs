@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 
 use super::machine_args::{MachineArgs, open_disk, plug_in};
-use crate::arbiter;
+use crate::arbiter::{self, uri::ArbiterUri};
 use crate::backends::priority::prefer_this_thread;
 use crate::console::hub::Hub;
 use crate::console::server;
@@ -30,9 +30,19 @@ const HISTORY_BYTES: usize = 4 << 20;
 /// What both sides of a pair take.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PairArgs {
-    /// Directory on storage that both hosts reach: the register in it decides who may go on alone
-    #[arg(long, value_name = "DIR")]
-    pub arbiter: PathBuf,
+    /// Who decides which side may go on alone; the same for both: DIR, zk://HOST,… or etcd://HOST,…
+    ///
+    /// DIR or file:///DIR: a directory on storage that both hosts reach (NFS, say), which must exist. The register file in it is the arbiter.
+    ///
+    /// zk://[USER:PASSWORD@]HOST[:2181],HOST,HOST[/PATH]: an ensemble that speaks ZooKeeper's protocol. PATH is where everything is kept; /lockstep
+    /// where none is named. Name all the servers: each of them is kept in touch with, so that one that dies with a host costs no time.
+    ///
+    /// etcd://[USER:PASSWORD@]HOST[:2379],HOST,HOST[/PREFIX]: the same for a cluster of etcd servers.
+    ///
+    /// In a URI, what is special in it is percent-escaped (`%40` for an `@` in a password). A password is better kept out of the command line, in
+    /// the environment.
+    #[arg(long, value_name = "URI", env = "LOCKSTEP_ARBITER", hide_env_values = true)]
+    pub arbiter: ArbiterUri,
     /// Where this host serves the guest's console and `lockstep status`
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7701")]
     pub control: String,
@@ -142,8 +152,8 @@ impl PairArgs {
             None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
         };
         let me = Identity::new(vm, getrandom::u64()?, &host, &cpu.to_string())?;
-        let arbiter = arbiter::register::RegisterFile::open(&self.arbiter)
-            .with_context(|| format!("{} cannot serve as arbiter (--arbiter)", self.arbiter.display()))?;
+        let arbiter = arbiter::open(&self.arbiter)
+            .with_context(|| format!("{} cannot serve as arbiter (--arbiter)", self.arbiter))?;
         let control = listen(&self.control, "--control", "the console").await?;
         let listener = listen(channel, "--channel", "backups").await?;
         let hub = Arc::new(Hub::new(vm, &host, HISTORY_BYTES));
@@ -158,7 +168,7 @@ impl PairArgs {
         let transfer = precopy::Settings { bytes_per_s: self.transfer_rate.map(|mib| mib.saturating_mul(1 << 20)) };
         let (network, disk) = plugged;
         let outlets = Outlets { hub, network, disk };
-        let (arbiter, rejoin) = (Arc::new(arbiter), self.rejoin);
+        let rejoin = self.rejoin;
         let site = Site { me, settings, keeping, transfer, outlets, board, arbiter, listener, peers, rejoin };
         Ok((site, control))
     }

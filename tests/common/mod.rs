@@ -6,11 +6,14 @@
 pub mod account;
 pub mod checker;
 pub mod console;
+pub mod etcd;
 pub mod load;
+pub mod members;
 pub mod pair;
 pub mod process;
 pub mod qemu;
 pub mod relay;
+pub mod valve;
 pub mod zookeeper;
 
 use std::time::{Duration, Instant};

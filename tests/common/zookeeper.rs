@@ -1,302 +1,268 @@
-//! Servers that speak ZooKeeper's protocol, started for a test and ended with it: Debian's ZooKeeper (package `zookeeper`, run
-//! directly, without its service) and lockstep's arbiters, alone or as an ensemble. All listen on loopback, on ports of their own,
-//! and keep their data in a temporary directory.
+//! A ZooKeeper ensemble on loopback, started by the test and ended with it: unique ports, its data in a directory of the test's.
 
-use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::net::TcpStream;
+use std::process::Command;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::eventually;
+use super::members::{Member, Port};
+use super::valve::Valve;
 
-/// Who serves.
+/// What kind of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Debian's ZooKeeper.
+    /// Debian's `zookeeper` package (Java).
     Debian,
-    /// `lockstep arbiter`.
-    Lockstep,
 }
 
-/// How they serve.
+/// The tick of Debian's servers, milliseconds. The shortest session is two of them; a follower leaves a silent leader after four.
+pub const TICK_MS: u64 = 500;
+
+/// How servers are set, where a test wants it otherwise.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How often containers are looked for that can go, ms.
-    pub container_check_ms: u64,
+    /// ZooKeeper's tick, ms: how often it looks for sessions that have expired.
+    pub tick_ms: u64,
     /// The shortest and the longest time-out of a session, ms.
-    pub session_ms: (u64, u64),
-    /// Whether a write is on the disk before it is acknowledged. Without, tests that lose no power are faster.
+    pub session_ms: [u64; 2],
+    /// How often containers are looked for that can go, ms.
+    pub container_ms: u64,
+    /// Whether nodes with a time to live are allowed; ZooKeeper's own default is not.
+    pub ttl: bool,
+    /// Whether writes are on the disk before they are acknowledged; tests in which nothing loses its power do without.
     pub sync: bool,
+    /// Ticks after which a follower that is silent is given up.
+    pub sync_limit: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { container_check_ms: 200, session_ms: (500, 40_000), sync: false }
-    }
-}
-
-/// ZooKeeper's unit of time: sessions are looked at once in so many ms.
-const TICK_MS: u64 = 250;
-
-/// A port that no other test takes while this lives: below those that the kernel gives to connections, locked by a file.
-struct Port {
-    number: u16,
-    _lock: Flock<File>,
-}
-
-impl Port {
-    fn take() -> Port {
-        let directory = std::env::temp_dir().join("lockstep-test-ports");
-        fs::create_dir_all(&directory).expect("the temporary directory can be written");
-        // Where to begin differs between processes; who takes the same port goes to the next.
-        let begin = std::process::id() as u16 % 2000;
-        for offset in 0..2000 {
-            let number = 20_000 + (begin + offset) % 2000;
-            let file = File::create(directory.join(number.to_string())).expect("a lock file");
-            let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { continue };
-            if TcpListener::bind(("127.0.0.1", number)).is_ok() {
-                return Port { number, _lock: lock };
-            }
-        }
-        panic!("no free port between 20000 and 22000");
-    }
-}
-
-/// One server.
-pub struct Member {
-    kind: Kind,
-    command: Vec<String>,
-    said: PathBuf,
-    child: Option<Child>,
-    client: Port,
-    /// For the other members.
-    peers: [Port; 2],
-}
-
-impl Member {
-    fn start(&mut self) {
-        let log = File::options().create(true).append(true).open(&self.said).expect("a log file");
-        let mut command = Command::new(&self.command[0]);
-        command
-            .args(&self.command[1..])
-            .stdin(Stdio::null())
-            .stderr(log.try_clone().expect("a second handle"))
-            .stdout(log);
-        self.child = Some(command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")));
-    }
-
-    /// Where clients connect to.
-    pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.client.number))
-    }
-
-    /// Its process. A server that was killed has none.
-    pub fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.as_ref().expect("it runs").id() as i32)
-    }
-
-    /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) {
-        kill(self.pid(), signal).expect("a child that was not waited for can be signalled");
-    }
-
-    /// SIGKILL, and waits until it is gone.
-    pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
+        Settings {
+            tick_ms: TICK_MS,
+            session_ms: [2 * TICK_MS, 20 * TICK_MS],
+            container_ms: 60_000,
+            ttl: true,
+            sync: true,
+            sync_limit: 4,
         }
     }
-
-    /// Whether its process is there.
-    pub fn runs(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| child.try_wait().expect("a child can be asked").is_none())
-    }
-
-    /// What it answers to a four-letter word, until it closes the connection; nothing if it does not take one.
-    pub fn four_letter_word(&self, word: &str) -> Option<String> {
-        four_letter_word(self.address(), word)
-    }
-
-    fn serves(&self) -> bool {
-        self.four_letter_word("srvr").is_some_and(|answer| answer.contains("Mode: "))
-    }
 }
 
-/// What a server answers to a four-letter word, until it closes the connection.
-pub fn four_letter_word(address: SocketAddr, word: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    // ZooKeeper loses some of those that come while it starts: they are never answered.
-    stream.set_read_timeout(Some(Duration::from_secs(1))).expect("a time-out that is not zero");
-    stream.write_all(word.as_bytes()).ok()?;
-    let mut answer = Vec::new();
-    // A reset after the answer is how some close.
-    let _ = stream.read_to_end(&mut answer);
-    Some(String::from_utf8_lossy(&answer).into_owned())
-}
-
-/// One server, or three that elect one of them.
-pub struct Ensemble {
-    /// In the order of their numbers, from 1.
-    pub members: Vec<Member>,
+/// An ensemble.
+pub struct ZooKeeper {
+    /// What its servers are.
+    pub kind: Kind,
+    members: Vec<Member>,
+    clients: Vec<Port>,
+    /// The servers' own ports.
+    _between: Vec<[Port; 2]>,
     directory: TempDir,
 }
 
-impl Ensemble {
-    /// Starts `count` servers and waits until all serve.
-    pub fn start(kind: Kind, count: usize) -> Ensemble {
-        Ensemble::start_with(kind, count, &Settings::default())
+/// Debian's jars, the log's first.
+const JARS: [&str; 3] = ["slf4j-log4j12.jar", "log4j-1.2.jar", "zookeeper.jar"];
+
+const LOG: &str = "log4j.rootLogger=WARN, OUT
+log4j.appender.OUT=org.apache.log4j.ConsoleAppender
+log4j.appender.OUT.layout=org.apache.log4j.PatternLayout
+log4j.appender.OUT.layout.ConversionPattern=%d{ISO8601} %-5p %c{1}: %m%n
+";
+
+impl ZooKeeper {
+    /// Starts an ensemble of `count` servers and waits until all of them serve.
+    #[track_caller]
+    pub fn start(kind: Kind, count: usize) -> ZooKeeper {
+        Self::start_set(kind, count, Settings::default())
     }
 
-    /// The same, otherwise set.
-    pub fn start_with(kind: Kind, count: usize, settings: &Settings) -> Ensemble {
+    /// The same, with other settings.
+    #[track_caller]
+    pub fn start_set(kind: Kind, count: usize, settings: Settings) -> ZooKeeper {
+        Self::start_with(kind, count, |_| None, settings)
+    }
+
+    /// The same, and what server 0 hears from the others can be held up: it goes on serving what it knows. (The first server is not the
+    /// first to be elected.)
+    #[track_caller]
+    pub fn start_with_a_straggler(kind: Kind, count: usize) -> (ZooKeeper, Vec<Valve>) {
+        let mut valves = Vec::new();
+        let ensemble = Self::start_with(
+            kind,
+            count,
+            |port| {
+                valves.push(Valve::before(port));
+                valves.last().map(|valve| valve.port)
+            },
+            Settings { sync_limit: 60, ..Settings::default() },
+        );
+        assert_ne!(ensemble.leader(), 0, "the straggler leads");
+        (ensemble, valves)
+    }
+
+    fn start_with(kind: Kind, count: usize, detour: impl FnMut(u16) -> Option<u16>, settings: Settings) -> ZooKeeper {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let members = (0..count)
-            .map(|index| Member {
-                kind,
-                command: Vec::new(),
-                said: directory.path().join(format!("said-{}", index + 1)),
-                child: None,
-                client: Port::take(),
-                peers: [Port::take(), Port::take()],
-            })
-            .collect();
-        let mut ensemble = Ensemble { members, directory };
-        for index in 0..count {
-            ensemble.members[index].command = ensemble.command(index, settings);
-            ensemble.members[index].start();
-        }
-        ensemble.all_serve();
+        let clients: Vec<Port> = (0..count).map(|_| Port::reserve()).collect();
+        let between: Vec<[Port; 2]> = (0..count).map(|_| [Port::reserve(), Port::reserve()]).collect();
+        let members = match kind {
+            Kind::Debian => debian(&directory, &clients, &between, detour, &settings),
+        };
+        let mut ensemble = ZooKeeper { kind, members, clients, _between: between, directory };
+        ensemble.serves();
         ensemble
     }
 
-    /// Waits until every member that was not killed serves.
+    /// Waits until all its servers that run serve.
     #[track_caller]
-    pub fn all_serve(&mut self) {
-        for member in &mut self.members {
-            let Some(child) = &mut member.child else { continue };
-            let (kind, said) = (member.kind, &member.said);
-            let address = SocketAddr::from(([127, 0, 0, 1], member.client.number));
-            eventually(&format!("{kind:?} serves at {address}"), || {
-                if let Some(status) = child.try_wait().expect("a child can be asked") {
-                    panic!("{kind:?} has ended ({status}): {}", fs::read_to_string(said).unwrap_or_default());
-                }
-                four_letter_word(address, "srvr").filter(|answer| answer.contains("Mode: "))
-            });
-        }
-    }
-
-    /// Starts a member again that was killed; its data are as it left them.
-    pub fn restart(&mut self, index: usize) {
-        self.members[index].start();
-    }
-
-    /// Where clients connect to.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.members.iter().map(Member::address).collect()
-    }
-
-    /// The addresses as clients take them: `host:port,host:port`.
-    pub fn cluster(&self) -> String {
-        self.addresses().iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",")
-    }
-
-    /// The index of the member that leads, as it says itself.
-    pub fn leader(&self) -> Option<usize> {
-        let leads = |answer: String| answer.contains("Mode: leader") || answer.contains("Mode: standalone");
-        self.members.iter().position(|member| member.serves() && member.four_letter_word("srvr").is_some_and(leads))
-    }
-
-    /// Where a member keeps its data.
-    pub fn data(&self, index: usize) -> PathBuf {
-        self.directory.path().join(format!("data-{}", index + 1))
-    }
-
-    fn command(&self, index: usize, settings: &Settings) -> Vec<String> {
-        let data = self.data(index);
-        fs::create_dir_all(&data).expect("a directory in a temporary one");
-        match self.members[index].kind {
-            Kind::Debian => debian(&self.members, index, &data, self.directory.path(), settings),
-            Kind::Lockstep => lockstep(&self.members, index, &data, settings),
-        }
-    }
-}
-
-impl Drop for Ensemble {
-    fn drop(&mut self) {
-        for member in &mut self.members {
-            member.kill();
-            if std::thread::panicking() {
-                let said = fs::read_to_string(&member.said).unwrap_or_default();
-                let tail: Vec<&str> = said.lines().rev().take(40).collect();
-                eprintln!("---- the server at {} said at last:", member.address());
-                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+    pub fn serves(&mut self) {
+        for index in 0..self.members.len() {
+            if self.members[index].is_there() {
+                eventually("a server serves", || {
+                    self.members[index].must_run();
+                    self.mode(index)
+                });
             }
         }
     }
+
+    /// `HOST:PORT,HOST:PORT,…` of its servers.
+    pub fn addresses(&self) -> String {
+        self.clients.iter().map(Port::address).collect::<Vec<_>>().join(",")
+    }
+
+    /// `HOST:PORT` of one of them.
+    pub fn address(&self, index: usize) -> String {
+        self.clients[index].address()
+    }
+
+    /// The arbiter in it, as `--arbiter` takes it, under `path`.
+    pub fn uri(&self, path: &str) -> String {
+        format!("zk://{}{path}", self.addresses())
+    }
+
+    /// How many servers there are.
+    pub fn count(&self) -> usize {
+        self.members.len()
+    }
+
+    /// One of the servers.
+    pub fn member(&mut self, index: usize) -> &mut Member {
+        &mut self.members[index]
+    }
+
+    /// What a server is at the moment: `leader`, `follower` or `standalone`; `None` while it does not serve.
+    pub fn mode(&self, index: usize) -> Option<String> {
+        let said = four_letters(&self.address(index), "srvr")?;
+        said.lines().find_map(|line| line.strip_prefix("Mode: ")).map(str::to_owned)
+    }
+
+    /// The server that leads.
+    #[track_caller]
+    pub fn leader(&self) -> usize {
+        let alone = self.count() == 1;
+        eventually("somebody leads", || {
+            (0..self.count())
+                .filter(|&index| self.members[index].is_there())
+                .find(|&index| self.mode(index).is_some_and(|mode| mode == if alone { "standalone" } else { "leader" }))
+        })
+    }
+
+    /// A server that follows.
+    #[track_caller]
+    pub fn follower(&self) -> usize {
+        let leader = self.leader();
+        (0..self.count()).find(|&index| index != leader && self.members[index].is_there()).expect("a follower")
+    }
+
+    /// Where its data is.
+    pub fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
 }
 
-/// Debian's ZooKeeper with a small heap; how it is set stands in a file.
-fn debian(members: &[Member], index: usize, data: &Path, directory: &Path, settings: &Settings) -> Vec<String> {
-    let number = index + 1;
-    let mut file = format!(
-        "tickTime={TICK_MS}\ninitLimit=80\nsyncLimit=80\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\nmaxClientCnxns=0\n\
-         minSessionTimeout={}\nmaxSessionTimeout={}\nadmin.enableServer=false\n4lw.commands.whitelist=*\n",
-        data.display(),
-        members[index].client.number,
-        settings.session_ms.0,
-        settings.session_ms.1,
-    );
-    if members.len() > 1 {
-        for (index, member) in members.iter().enumerate() {
-            let [quorum, election] = &member.peers;
-            file += &format!("server.{}=127.0.0.1:{}:{}\n", index + 1, quorum.number, election.number);
+/// A runtime that runs on a thread of its own until the test ends, so that sessions are kept open while nobody waits for them.
+pub fn background() -> tokio::runtime::Handle {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let handle = runtime.handle().clone();
+    std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+    handle
+}
+
+/// What a server answers to one of the four-letter words.
+pub fn four_letters(address: &str, word: &str) -> Option<String> {
+    let patience = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&address.parse().expect("an address"), patience).ok()?;
+    stream.set_read_timeout(Some(patience)).ok()?;
+    stream.write_all(word.as_bytes()).ok()?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said).ok()?;
+    Some(said)
+}
+
+/// Debian's servers. `detour`: the port by which the first one reaches another's.
+fn debian(
+    directory: &TempDir,
+    clients: &[Port],
+    between: &[[Port; 2]],
+    mut detour: impl FnMut(u16) -> Option<u16>,
+    settings: &Settings,
+) -> Vec<Member> {
+    let jars = JARS.map(|jar| format!("/usr/share/java/{jar}"));
+    for jar in &jars {
+        assert!(std::path::Path::new(jar).exists(), "{jar} is missing: install Debian's `zookeeper`");
+    }
+    let log = directory.path().join("log4j.properties");
+    std::fs::write(&log, LOG).expect("a file");
+    let mut servers = |seen_by: usize| -> String {
+        let server = |(index, [quorum, election]): (usize, &[Port; 2])| {
+            let detour = if seen_by == 0 && index != 0 { detour(quorum.number) } else { None };
+            let quorum = detour.unwrap_or(quorum.number);
+            format!("server.{index}=127.0.0.1:{quorum}:{}\n", election.number)
+        };
+        between.iter().enumerate().map(server).collect()
+    };
+    let member = |(index, client): (usize, &Port)| {
+        let data = directory.path().join(format!("data{index}"));
+        std::fs::create_dir(&data).expect("a directory");
+        std::fs::write(data.join("myid"), index.to_string()).expect("a file");
+        let mut configuration = format!(
+            "tickTime={}\ninitLimit=40\nsyncLimit={}\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\n\
+             minSessionTimeout={}\nmaxSessionTimeout={}\nadmin.enableServer=false\n4lw.commands.whitelist=*\nmaxClientCnxns=0\n\
+             extendedTypesEnabled={}\nforceSync={}\n",
+            settings.tick_ms,
+            settings.sync_limit,
+            data.display(),
+            client.number,
+            settings.session_ms[0],
+            settings.session_ms[1],
+            settings.ttl,
+            if settings.sync { "yes" } else { "no" },
+        );
+        if between.len() > 1 {
+            configuration += &servers(index);
         }
-        fs::write(data.join("myid"), number.to_string()).expect("a file in a temporary directory");
-    }
-    let path = directory.join(format!("zoo-{number}.cfg"));
-    fs::write(&path, file).expect("a file in a temporary directory");
-    let java = "/usr/share/java";
-    let mut command = vec![
-        "java".to_owned(),
-        "-Xmx96m".to_owned(),
-        "-XX:+UseSerialGC".to_owned(),
-        // Starts in half the time, and no test runs long enough to miss the better compiler.
-        "-XX:TieredStopAtLevel=1".to_owned(),
-        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn".to_owned(),
-        "-Dzookeeper.preAllocSize=1024".to_owned(),
-        format!("-Dznode.container.checkIntervalMs={}", settings.container_check_ms),
-    ];
-    if !settings.sync {
-        command.push("-Dzookeeper.forceSync=no".to_owned());
-    }
-    command.extend([
-        "-cp".to_owned(),
-        format!("{java}/zookeeper.jar:{java}/slf4j-simple.jar"),
-        "org.apache.zookeeper.server.quorum.QuorumPeerMain".to_owned(),
-        path.display().to_string(),
-    ]);
-    command
-}
-
-/// lockstep's own arbiter.
-fn lockstep(members: &[Member], index: usize, data: &Path, settings: &Settings) -> Vec<String> {
-    let peer = |(index, member): (usize, &Member)| format!("{}=127.0.0.1:{}", index + 1, member.peers[0].number);
-    let peers: Vec<String> = members.iter().enumerate().map(peer).collect();
-    let mut command: Vec<String> = [env!("CARGO_BIN_EXE_lockstep"), "arbiter", "--id"].map(str::to_owned).into();
-    command.push((index + 1).to_string());
-    command.extend(["--peers".to_owned(), peers.join(",")]);
-    command.extend(["--client".to_owned(), members[index].address().to_string()]);
-    command.extend(["--data".to_owned(), data.display().to_string()]);
-    command.extend(["--min-session-ms".to_owned(), settings.session_ms.0.to_string()]);
-    command.extend(["--max-session-ms".to_owned(), settings.session_ms.1.to_string()]);
-    command.extend(["--container-check-ms".to_owned(), settings.container_check_ms.to_string()]);
-    command
+        let file = directory.path().join(format!("server{index}.cfg"));
+        std::fs::write(&file, configuration).expect("a file");
+        let (log, jars) = (format!("-Dlog4j.configuration=file:{}", log.display()), jars.join(":"));
+        let containers = format!("-Dznode.container.checkIntervalMs={}", settings.container_ms);
+        Member::start(&directory.path().join(format!("server{index}.out")), move || {
+            let mut command = Command::new("java");
+            // Small and quick to start: three of them share the machine with the test.
+            command.args([
+                "-Xmx64m",
+                "-Xss512k",
+                "-XX:+UseSerialGC",
+                "-XX:TieredStopAtLevel=1",
+                &log,
+                &containers,
+                "-cp",
+                &jars,
+            ]);
+            command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(&file);
+            command
+        })
+    };
+    clients.iter().enumerate().map(member).collect()
 }
