@@ -45,6 +45,9 @@ EVENT_NAMES = {
     6: "ChildWatchRemoved", 7: "PersistentWatchRemoved",
 }
 
+# How long a session waits in silence before it pings, seconds.
+PING_EVERY = 0.5
+
 READ, WRITE, CREATE_PERM, DELETE_PERM, ADMIN = 1, 2, 4, 8, 16
 ALL = 31
 OPEN_ACL = [(ALL, "world", "anyone")]
@@ -355,6 +358,7 @@ class Session:
         self.connection = Connection(address, patience)
         self.xid = 0
         self.kinds = {}
+        self.pings = 0
         self.connection.send(connect_request(timeout_ms, session, password, last_zxid, read_only))
         reader = Reader(self.connection.receive())
         answer = (reader.integer(), reader.integer(), reader.long(), reader.buffer())
@@ -371,9 +375,24 @@ class Session:
         return xid
 
     def receive(self, patience=None):
-        """The next frame."""
-        reader = Reader(self.connection.receive(patience))
-        return Reply(reader.integer(), reader.long(), reader.integer(), reader.rest())
+        """The next frame. It pings while it waits for long, as every client does: members of ZooKeeper's ensembles sometimes keep an
+        answer back until somebody asks them something else (a notification that their commit processor misses)."""
+        patience = self.connection.patience if patience is None else patience
+        while True:
+            try:
+                reader = Reader(self.connection.receive(min(patience, PING_EVERY)))
+            except TimeoutError:
+                patience -= PING_EVERY
+                if patience <= 0:
+                    raise
+                self.connection.send(integer(PING_XID) + integer(PING))
+                self.pings += 1
+                continue
+            reply = Reply(reader.integer(), reader.long(), reader.integer(), reader.rest())
+            if reply.xid == PING_XID and self.pings:
+                self.pings -= 1
+                continue
+            return reply
 
     def call(self, kind, body=b"", xid=None):
         """A request and its reply, with the watch events that came before it."""
