@@ -21,6 +21,36 @@ pub enum Kind {
 /// The tick of Debian's servers, milliseconds. The shortest session is two of them; a follower leaves a silent leader after four.
 pub const TICK_MS: u64 = 500;
 
+/// How servers are set, where a test wants it otherwise.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// ZooKeeper's tick, ms: how often it looks for sessions that have expired.
+    pub tick_ms: u64,
+    /// The shortest and the longest time-out of a session, ms.
+    pub session_ms: [u64; 2],
+    /// How often containers are looked for that can go, ms.
+    pub container_ms: u64,
+    /// Whether nodes with a time to live are allowed; ZooKeeper's own default is not.
+    pub ttl: bool,
+    /// Whether writes are on the disk before they are acknowledged; tests in which nothing loses its power do without.
+    pub sync: bool,
+    /// Ticks after which a follower that is silent is given up.
+    pub sync_limit: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            tick_ms: TICK_MS,
+            session_ms: [2 * TICK_MS, 20 * TICK_MS],
+            container_ms: 60_000,
+            ttl: true,
+            sync: true,
+            sync_limit: 4,
+        }
+    }
+}
+
 /// An ensemble.
 pub struct ZooKeeper {
     /// What its servers are.
@@ -45,7 +75,13 @@ impl ZooKeeper {
     /// Starts an ensemble of `count` servers and waits until all of them serve.
     #[track_caller]
     pub fn start(kind: Kind, count: usize) -> ZooKeeper {
-        Self::start_with(kind, count, |_| None, 4)
+        Self::start_set(kind, count, Settings::default())
+    }
+
+    /// The same, with other settings.
+    #[track_caller]
+    pub fn start_set(kind: Kind, count: usize, settings: Settings) -> ZooKeeper {
+        Self::start_with(kind, count, |_| None, settings)
     }
 
     /// The same, and what server 0 hears from the others can be held up: it goes on serving what it knows. (The first server is not the
@@ -60,18 +96,18 @@ impl ZooKeeper {
                 valves.push(Valve::before(port));
                 valves.last().map(|valve| valve.port)
             },
-            60,
+            Settings { sync_limit: 60, ..Settings::default() },
         );
         assert_ne!(ensemble.leader(), 0, "the straggler leads");
         (ensemble, valves)
     }
 
-    fn start_with(kind: Kind, count: usize, detour: impl FnMut(u16) -> Option<u16>, sync_limit: u64) -> ZooKeeper {
+    fn start_with(kind: Kind, count: usize, detour: impl FnMut(u16) -> Option<u16>, settings: Settings) -> ZooKeeper {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let clients: Vec<Port> = (0..count).map(|_| Port::reserve()).collect();
         let between: Vec<[Port; 2]> = (0..count).map(|_| [Port::reserve(), Port::reserve()]).collect();
         let members = match kind {
-            Kind::Debian => debian(&directory, &clients, &between, detour, sync_limit),
+            Kind::Debian => debian(&directory, &clients, &between, detour, &settings),
         };
         let mut ensemble = ZooKeeper { kind, members, clients, _between: between, directory };
         ensemble.serves();
@@ -172,13 +208,13 @@ pub fn four_letters(address: &str, word: &str) -> Option<String> {
     Some(said)
 }
 
-/// Debian's servers. `detour`: the port by which the first one reaches another's. `sync_limit`: ticks after which a silent one is given up.
+/// Debian's servers. `detour`: the port by which the first one reaches another's.
 fn debian(
     directory: &TempDir,
     clients: &[Port],
     between: &[[Port; 2]],
     mut detour: impl FnMut(u16) -> Option<u16>,
-    sync_limit: u64,
+    settings: &Settings,
 ) -> Vec<Member> {
     let jars = JARS.map(|jar| format!("/usr/share/java/{jar}"));
     for jar in &jars {
@@ -199,10 +235,17 @@ fn debian(
         std::fs::create_dir(&data).expect("a directory");
         std::fs::write(data.join("myid"), index.to_string()).expect("a file");
         let mut configuration = format!(
-            "tickTime={TICK_MS}\ninitLimit=40\nsyncLimit={sync_limit}\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\n\
-             admin.enableServer=false\n4lw.commands.whitelist=*\nmaxClientCnxns=0\nextendedTypesEnabled=true\n",
+            "tickTime={}\ninitLimit=40\nsyncLimit={}\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\n\
+             minSessionTimeout={}\nmaxSessionTimeout={}\nadmin.enableServer=false\n4lw.commands.whitelist=*\nmaxClientCnxns=0\n\
+             extendedTypesEnabled={}\nforceSync={}\n",
+            settings.tick_ms,
+            settings.sync_limit,
             data.display(),
-            client.number
+            client.number,
+            settings.session_ms[0],
+            settings.session_ms[1],
+            settings.ttl,
+            if settings.sync { "yes" } else { "no" },
         );
         if between.len() > 1 {
             configuration += &servers(index);
@@ -210,10 +253,20 @@ fn debian(
         let file = directory.path().join(format!("server{index}.cfg"));
         std::fs::write(&file, configuration).expect("a file");
         let (log, jars) = (format!("-Dlog4j.configuration=file:{}", log.display()), jars.join(":"));
+        let containers = format!("-Dznode.container.checkIntervalMs={}", settings.container_ms);
         Member::start(&directory.path().join(format!("server{index}.out")), move || {
             let mut command = Command::new("java");
             // Small and quick to start: three of them share the machine with the test.
-            command.args(["-Xmx64m", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", &log, "-cp", &jars]);
+            command.args([
+                "-Xmx64m",
+                "-Xss512k",
+                "-XX:+UseSerialGC",
+                "-XX:TieredStopAtLevel=1",
+                &log,
+                &containers,
+                "-cp",
+                &jars,
+            ]);
             command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(&file);
             command
         })
