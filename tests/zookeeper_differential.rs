@@ -105,6 +105,12 @@ fn zookeeper_agrees_with_itself() {
 }
 
 #[test]
+fn an_arbiter_agrees_with_a_zookeeper() {
+    let (one, other) = (servers(Kind::Debian, 1), servers(Kind::Lockstep, 1));
+    agree(&one, &other, &[]);
+}
+
+#[test]
 fn three_zookeepers_agree_with_one() {
     let (one, three) = (servers(Kind::Debian, 1), servers(Kind::Debian, 3));
     // What a member knows of others' watches and connections is its own.

@@ -16,6 +16,8 @@ use super::valve::Valve;
 pub enum Kind {
     /// Debian's `zookeeper` package (Java).
     Debian,
+    /// `lockstep arbiter`.
+    Lockstep,
 }
 
 /// The tick of Debian's servers, milliseconds. The shortest session is two of them; a follower leaves a silent leader after four.
@@ -108,6 +110,7 @@ impl ZooKeeper {
         let between: Vec<[Port; 2]> = (0..count).map(|_| [Port::reserve(), Port::reserve()]).collect();
         let members = match kind {
             Kind::Debian => debian(&directory, &clients, &between, detour, &settings),
+            Kind::Lockstep => lockstep(&directory, &clients, &between, &settings),
         };
         let mut ensemble = ZooKeeper { kind, members, clients, _between: between, directory };
         ensemble.serves();
@@ -268,6 +271,25 @@ fn debian(
                 &jars,
             ]);
             command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(&file);
+            command
+        })
+    };
+    clients.iter().enumerate().map(member).collect()
+}
+
+/// Our own. Where the others are, each of them is told by the group; nobody can be held up by what one is told at its start.
+fn lockstep(directory: &TempDir, clients: &[Port], between: &[[Port; 2]], settings: &Settings) -> Vec<Member> {
+    let peers: Vec<String> = between.iter().zip(1..).map(|([peer, _], id)| format!("{id}={}", peer.address())).collect();
+    let member = |(index, client): (usize, &Port)| {
+        let data = directory.path().join(format!("data{index}"));
+        let (peers, client, settings) = (peers.join(","), client.address(), settings.clone());
+        Member::start(&directory.path().join(format!("server{index}.out")), move || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+            command.args(["arbiter", "--id", &(index + 1).to_string(), "--peers", &peers, "--client", &client]);
+            command.arg("--data").arg(&data);
+            let [least, most] = settings.session_ms;
+            command.args(["--min-session-timeout", &least.to_string(), "--max-session-timeout", &most.to_string()]);
+            command.args(["--container-check", &settings.container_ms.to_string()]);
             command
         })
     };
