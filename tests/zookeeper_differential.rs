@@ -107,7 +107,8 @@ fn zookeeper_agrees_with_itself() {
 #[test]
 fn an_arbiter_agrees_with_a_zookeeper() {
     let (one, other) = (servers(Kind::Debian, 1), servers(Kind::Lockstep, 1));
-    agree(&one, &other, &[]);
+    // With a wrong password, somebody can have ZooKeeper close the connection of a session that is not his. Ours does not.
+    agree(&one, &other, &["--without", "wrong-password,checkWatches"]);
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub struct Core<N> {
     pub serving: watch::Sender<bool>,
     /// What was done for clients.
     pub statistics: Statistics,
+    /// Whether the group goes on without this member.
+    pub removed: watch::Sender<bool>,
     /// Held while the members are being changed.
     pub changing: tokio::sync::Mutex<()>,
 }

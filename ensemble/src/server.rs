@@ -183,6 +183,7 @@ impl<N: Net> Member<N> {
             proposals,
             serving: watch::Sender::new(false),
             statistics: Statistics::default(),
+            removed: watch::Sender::new(false),
             changing: tokio::sync::Mutex::new(()),
         });
         Ok(Member { core, groups, peers, clients, beginning, log })
@@ -217,7 +218,12 @@ impl<N: Net> Member<N> {
         tasks.spawn(tell_heard(core.clone()));
         tasks.spawn(keep_house(core.clone(), log));
         tasks.spawn(watch_majority(core.clone()));
+        tasks.spawn(tend_members(core.clone()));
         tasks.spawn(group::begin(core.clone(), beginning));
+        tasks.spawn({
+            let core = core.clone();
+            async move { group::watch_removal(&core).await }
+        });
         let fatal = async {
             let mut metrics = raft.metrics();
             loop {
@@ -229,10 +235,16 @@ impl<N: Net> Member<N> {
                 }
             }
         };
+        let removed = async {
+            let mut removed = core.removed.subscribe();
+            if removed.wait_for(|removed| *removed).await.is_err() {
+                std::future::pending().await
+            }
+        };
         let end = tokio::select! {
             () = stop => Ok(End::Stopped),
             fatal = fatal => Err(RunError::Raft(fatal)),
-            () = removed(&core) => Ok(End::Removed),
+            () = removed => Ok(End::Removed),
         };
         core.replica.close_all(CloseReason::NotServing);
         tasks.shutdown().await;
@@ -349,6 +361,17 @@ async fn keep_house<N: Net>(core: Arc<Core<N>>, log: LogStore) {
     }
 }
 
+/// Ends the changes of members that leaders have left behind.
+async fn tend_members<N: Net>(core: Arc<Core<N>>) {
+    let mut looks = looks(5 * LOOK);
+    loop {
+        looks.tick().await;
+        if core.leads().is_some() {
+            group::finish_change(&core).await;
+        }
+    }
+}
+
 /// Has a snapshot taken when the log has become long.
 async fn keep_log_short<N: Net>(core: &Core<N>, log: &LogStore) {
     let (applied, snapshot) = {
@@ -377,19 +400,6 @@ async fn watch_majority<N: Net>(core: Arc<Core<N>>) {
             if !can {
                 core.replica.close_all(CloseReason::NotServing);
             }
-        }
-    }
-}
-
-/// Waits until the group goes on without this member.
-async fn removed<N: Net>(core: &Core<N>) {
-    let mut metrics = core.raft.server_metrics();
-    loop {
-        if group::is_removed(core) {
-            return;
-        }
-        if metrics.changed().await.is_err() {
-            std::future::pending::<()>().await;
         }
     }
 }

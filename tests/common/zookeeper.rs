@@ -279,7 +279,8 @@ fn debian(
 
 /// Our own. Where the others are, each of them is told by the group; nobody can be held up by what one is told at its start.
 fn lockstep(directory: &TempDir, clients: &[Port], between: &[[Port; 2]], settings: &Settings) -> Vec<Member> {
-    let peers: Vec<String> = between.iter().zip(1..).map(|([peer, _], id)| format!("{id}={}", peer.address())).collect();
+    let peers: Vec<String> =
+        between.iter().zip(1..).map(|([peer, _], id)| format!("{id}={}", peer.address())).collect();
     let member = |(index, client): (usize, &Port)| {
         let data = directory.path().join(format!("data{index}"));
         let (peers, client, settings) = (peers.join(","), client.address(), settings.clone());

@@ -48,6 +48,8 @@ pub enum ConnectionError {
 
 /// Time that a client has to say what it wants, and the ensemble to give it a session.
 const GREETING: Duration = Duration::from_secs(10);
+/// Frames that are taken at one time: the state stands still meanwhile.
+const MAX_FRAMES: usize = 256;
 /// The buffer's least free room when more is read.
 const READ_BYTES: usize = 16 << 10;
 
@@ -182,18 +184,21 @@ async fn go_on<N: Net>(
     let mut frames = Vec::new();
     loop {
         while slots.has_room()
-            && frames.len() < 256
+            && frames.len() < MAX_FRAMES
             && let Some(frame) = next_frame(buffer, core.settings.max_frame, 8)?
         {
             frames.push(frame);
         }
-        let more = frames.len() == 256;
-        if slots.go_on(core, &mut frames) == Next::Ends {
-            writing.write_all(&slots.out).await?;
-            return Ok(());
-        }
-        if more {
-            continue;
+        let more = frames.len() == MAX_FRAMES;
+        if slots.may_say() {
+            if slots.go_on(core, &mut frames) == Next::Ends {
+                // A client that takes nothing does not hear the rest.
+                let said = tokio::time::timeout(GREETING, writing.write_all(&slots.out)).await;
+                return said.unwrap_or(Ok(())).map_err(Into::into);
+            }
+            if more {
+                continue;
+            }
         }
         tokio::select! {
             biased;
@@ -202,7 +207,7 @@ async fn go_on<N: Net>(
                     return Ok(());
                 }
             }
-            () = mailbox.woken() => {}
+            () = mailbox.woken(), if slots.may_say() => {}
             read = reading.read_buf(buffer), if slots.has_room() => {
                 if read? == 0 {
                     return Ok(());

@@ -68,6 +68,8 @@ pub(super) struct Slots {
     later: VecDeque<Later>,
     /// Bytes of the requests that are not answered.
     bytes: usize,
+    /// The zxid of what was said last: no later reply has an older one.
+    zxid: i64,
     ended: bool,
     /// What is to be sent.
     pub out: BytesMut,
@@ -87,6 +89,7 @@ impl Slots {
             waiting: VecDeque::new(),
             later: VecDeque::new(),
             bytes: 0,
+            zxid: attached,
             ended: false,
             out: BytesMut::new(),
         }
@@ -98,6 +101,11 @@ impl Slots {
             && self.bytes < MAX_BYTES
             && self.out.len() < MAX_BYTES
             && !self.ended
+    }
+
+    /// Whether more may be said: the client takes it.
+    pub fn may_say(&self) -> bool {
+        self.out.len() < MAX_BYTES
     }
 
     /// Answers what can be answered: `frames` are new requests. Whatever the state has for this connection is said first, so nothing
@@ -120,6 +128,9 @@ impl Slots {
                 }
             }
         }
+        if self.waiting.is_empty() {
+            self.zxid = state.tree.zxid();
+        }
         self.catch_up(core, &state);
         for frame in frames.drain(..) {
             self.take(core, &state, frame);
@@ -130,6 +141,7 @@ impl Slots {
     /// The oldest proposal was applied.
     fn answer_change<N>(&mut self, core: &Core<N>, zxid: i64, applied: Applied) {
         self.say_words(core);
+        self.zxid = zxid;
         let Some(Waiting::Change { xid, sync_path, since }) = self.waiting.pop_front() else {
             // Every proposal has its place here: proposals are applied in order.
             debug_assert!(false, "an answer to nothing");
@@ -164,7 +176,7 @@ impl Slots {
             return;
         }
         // A request that is none at all is told so without a zxid.
-        let zxid = if word.last { -1 } else { core.replica.zxid() };
+        let zxid = if word.last { -1 } else { self.zxid };
         reply::bare(&mut self.out, word.xid, zxid, word.result);
         core.statistics.count_sent();
         self.ended |= word.last;

@@ -104,6 +104,19 @@ pub enum ChangeError {
 pub struct Canvass {
     /// The last entry of whoever asks.
     pub last: Option<LogId>,
+    /// The entry from which it knows the members.
+    pub members: Option<LogId>,
+}
+
+/// The answer to a [`Canvass`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Inclination {
+    /// There would be a vote.
+    For,
+    /// There would not.
+    Against,
+    /// A majority has decided, later than whoever asks knows, to go on without it.
+    NotAMember,
 }
 
 /// Appends a request to append entries.

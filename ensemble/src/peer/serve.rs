@@ -169,7 +169,7 @@ async fn take<N: Net>(
         Kind::Canvass => {
             let canvass: Canvass = entry::read_cold(&payload)?;
             let core = core.clone();
-            answer(answers, number, async move { Ok::<_, Never>(election::would_vote(&core, canvass)) });
+            answer(answers, number, async move { Ok::<_, Never>(election::would_vote(&core, from, canvass)) });
         }
         // No room: they will be said again.
         Kind::Propose => drop(core.proposals.try_send(payload)),
@@ -216,7 +216,6 @@ async fn take<N: Net>(
         }
         Kind::Hello | Kind::Welcome | Kind::Refuse | Kind::Reply | Kind::Failure => return Err(ServeError::Turn(kind)),
     }
-    let _ = from;
     if answers.is_closed() { Err(ServeError::Over) } else { Ok(()) }
 }
 

@@ -24,7 +24,7 @@ use crate::log::entry;
 use crate::member::MemberId;
 use crate::net::Net;
 use crate::peer::frame::Kind;
-use crate::peer::message::Canvass;
+use crate::peer::message::{Canvass, Inclination};
 use crate::raft::LogId;
 
 /// Members whose leader's process has died notice it together: each waits for a random part of this, so that one is first.
@@ -99,36 +99,58 @@ fn last_entry<N>(core: &Core<N>) -> Option<LogId> {
 
 /// Whether a majority (of both configurations, while one takes the other's place) would vote for this member.
 async fn would_win<N: Net>(core: &Arc<Core<N>>, voters: &[std::collections::BTreeSet<MemberId>]) -> bool {
-    let payload: bytes::Bytes = entry::cold(&Canvass { last: last_entry(core) }).into();
     let nodes = core.raft.server_metrics().borrow().membership_config.clone();
+    let canvass = Canvass { last: last_entry(core), members: *nodes.log_id() };
+    let payload: bytes::Bytes = entry::cold(&canvass).into();
     let mut answers = JoinSet::new();
     for (member, address) in nodes.nodes().filter(|(member, _)| **member != core.me.member) {
         let (link, payload, member) = (core.links.to(*member, address), payload.clone(), *member);
         answers.spawn(async move {
             let answer = link.call(Kind::Canvass, payload).await.ok()?;
-            entry::read_cold::<bool>(&answer).ok()?.then_some(member)
+            Some((member, entry::read_cold::<Inclination>(&answer).ok()?))
         });
     }
-    let mut for_it = vec![core.me.member];
+    let (mut for_it, mut strangers) = (vec![core.me.member], Vec::new());
     let won = |for_it: &[MemberId]| {
         voters.iter().all(|config| 2 * config.iter().filter(|member| for_it.contains(member)).count() > config.len())
     };
     let asking = async {
         while let Some(answer) = answers.join_next().await {
-            for_it.extend(answer.ok().flatten());
+            match answer.ok().flatten() {
+                Some((member, Inclination::For)) => for_it.push(member),
+                Some((member, Inclination::NotAMember)) => strangers.push(member),
+                Some((_, Inclination::Against)) | None => {}
+            }
             if won(&for_it) {
                 return true;
             }
+        }
+        // A majority of those that this member knew has gone on without it.
+        if won(&strangers) {
+            core.removed.send_replace(true);
         }
         false
     };
     tokio::time::timeout(CANVASS_TIME, asking).await.unwrap_or(false)
 }
 
-/// Whether this member would vote for one whose log ends so.
-pub fn would_vote<N>(core: &Core<N>, canvass: Canvass) -> bool {
+/// Whether this member would vote for `candidate`, whose log ends so.
+pub fn would_vote<N>(core: &Core<N>, candidate: Option<MemberId>, canvass: Canvass) -> Inclination {
     let heard = core.contact.heard();
     let silent = heard.gone.is_some() || heard.at.elapsed() >= core.settings.lease();
-    let leads = core.raft.server_metrics().borrow().state == ServerState::Leader && core.has_majority();
-    !leads && silent && canvass.last >= last_entry(core)
+    let state = core.raft.server_metrics().borrow().state;
+    // What is applied was decided by a majority, and stays.
+    let goes_without = {
+        let decided = &core.replica.state().membership;
+        let is_member = candidate.is_some_and(|candidate| decided.membership().get_node(&candidate).is_some());
+        !is_member && *decided.log_id() > canvass.members
+    };
+    let leads = state == ServerState::Leader && core.has_majority();
+    if goes_without {
+        Inclination::NotAMember
+    } else if !leads && silent && canvass.last >= last_entry(core) {
+        Inclination::For
+    } else {
+        Inclination::Against
+    }
 }

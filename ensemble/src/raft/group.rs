@@ -17,7 +17,6 @@ use tokio::task::JoinSet;
 use super::Raft;
 use crate::core::Core;
 use crate::log::entry;
-use crate::log::store::Identity;
 use crate::member::{Address, MemberId};
 use crate::net::Net;
 use crate::peer::frame::{self, FrameError, Kind};
@@ -27,6 +26,8 @@ use crate::peer::message::{ChangeError, Group, Hello, Join, VERSION, Who};
 /// Time that a question to another member may take. A change of members waits for the new one to catch up.
 const ASK_TIME: Duration = Duration::from_millis(1000);
 const CHANGE_TIME: Duration = Duration::from_secs(60);
+/// Time that a new member has to get the log.
+const CATCH_UP_TIME: Duration = Duration::from_secs(40);
 /// Pause between two attempts to form or join a group.
 const PAUSE: Duration = Duration::from_millis(200);
 /// A member that was heard this long ago is alive: nobody takes its place.
@@ -103,11 +104,12 @@ pub struct Beginning {
     pub join: bool,
 }
 
-/// Forms or joins a group, unless this member belongs to one. Ends when it does.
+/// Forms or joins a group, unless this member belongs to one. Ends when it votes there.
 pub async fn begin<N: Net>(core: Arc<Core<N>>, beginning: Beginning) {
     let mut told = None;
     loop {
-        if group(&core).is_some() {
+        // A member that is being taken in gets the log before it votes; if the leader dies meanwhile, the next one has to be asked.
+        if group(&core).is_some_and(|group| group.voters.contains(&core.me.member)) {
             return;
         }
         let found = look_around(&core, &beginning).await;
@@ -206,13 +208,20 @@ pub async fn take_in<N: Net>(core: &Core<N>, join: Join) -> Result<(), ChangeErr
         }
         _ => {}
     }
-    tracing::info!(member = %join.me, address = %join.address, instead_of = ?before.map(|member| member.incarnation), "taking a member in");
-    core.raft.add_learner(join.me, join.address, true).await.map_err(failed)?;
+    let instead_of = before.map(|member| member.to_string());
+    tracing::info!(member = %join.me, address = %join.address, instead_of, "taking a member in");
     let mut wanted = voters;
     wanted.retain(|member| member.id != join.me.id);
     wanted.insert(join.me);
-    core.raft.change_membership(ChangeMembers::ReplaceAllVoters(wanted), false).await.map_err(failed)?;
-    Ok(())
+    let taking = async {
+        core.raft.add_learner(join.me, join.address, true).await.map_err(failed)?;
+        core.raft.change_membership(ChangeMembers::ReplaceAllVoters(wanted), false).await.map_err(failed)?;
+        Ok(())
+    };
+    // One that dies before it has the log must not be waited for: it, or another, asks again.
+    tokio::time::timeout(CATCH_UP_TIME, taking)
+        .await
+        .unwrap_or_else(|_| Err(failed("the new member does not catch up")))
 }
 
 /// Does without a member from now on, if this one leads.
@@ -234,11 +243,39 @@ pub async fn remove<N: Net>(core: &Core<N>, id: u32) -> Result<(), ChangeError> 
     Ok(())
 }
 
-/// Whether this member was one of a group that goes on without it.
-pub fn is_removed<N>(core: &Core<N>) -> bool {
-    let metrics = core.raft.server_metrics();
-    let metrics = metrics.borrow();
-    let membership = metrics.membership_config.membership();
-    let Identity { member, .. } = core.me;
-    membership.voter_ids().next().is_some() && membership.get_node(&member).is_none()
+/// Looks whether this member was one of a group and is not any more.
+pub async fn watch_removal<N>(core: &Core<N>) {
+    let mut metrics = core.raft.server_metrics();
+    let mut was_member = false;
+    loop {
+        {
+            let metrics = metrics.borrow_and_update();
+            let is_member = metrics.membership_config.membership().get_node(&core.me.member).is_some();
+            // One that is being taken in reads of older members before it reads of itself.
+            was_member |= is_member;
+            if was_member && !is_member {
+                core.removed.send_replace(true);
+            }
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Brings a change of the members to its end that a leader has begun and not lived to end.
+pub async fn finish_change<N: Net>(core: &Core<N>) {
+    let Ok(_changing) = core.changing.try_lock() else { return };
+    let wanted = {
+        let metrics = core.raft.server_metrics();
+        let metrics = metrics.borrow();
+        let configs = metrics.membership_config.membership().get_joint_config();
+        if configs.len() < 2 { None } else { configs.last().cloned() }
+    };
+    if let Some(wanted) = wanted {
+        tracing::info!(?wanted, "bringing a change of the members to its end");
+        let change = core.raft.change_membership(ChangeMembers::ReplaceAllVoters(wanted), false);
+        // If it fails, it is tried again.
+        let _ = tokio::time::timeout(CATCH_UP_TIME, change).await;
+    }
 }

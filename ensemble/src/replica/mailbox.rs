@@ -34,7 +34,12 @@ pub enum CloseReason {
     SessionMoved,
     /// This member has lost the majority, or what the connection's requests led to.
     NotServing,
+    /// The client does not take what is said to it.
+    TooSlow,
 }
+
+/// Items that may wait for a connection. Its requests are fewer; what it watches may change as often as it likes.
+const MAX_ITEMS: usize = 100_000;
 
 /// A connection's mailbox.
 #[derive(Debug)]
@@ -67,7 +72,12 @@ impl Mailbox {
 
     /// Puts something in. The connection looks when it is [woken](Self::wake).
     pub fn put(&self, item: Item) {
-        self.items.lock().unwrap_or_else(PoisonError::into_inner).push(item);
+        let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        if items.len() < MAX_ITEMS {
+            items.push(item);
+        } else if items.len() == MAX_ITEMS {
+            items.push(Item::Close(CloseReason::TooSlow));
+        }
     }
 
     /// Has the connection look.

@@ -45,7 +45,8 @@ impl Disk {
             platter.owner
         };
         let backend = Open { platter: self.platter.clone(), owner };
-        let database = Database::builder().create_with_backend(backend).expect("the database is sound after every crash");
+        let database =
+            Database::builder().create_with_backend(backend).expect("the database is sound after every crash");
         (database, SnapshotStore::Memory(self.snapshot.clone()))
     }
 

@@ -92,18 +92,18 @@ impl Order {
             }
         }
         let mut value_at: BTreeMap<(usize, i64), u64> = BTreeMap::new();
-        let mut note = |order: &mut Order, node, value, zxid, call: &Call| {
-            match order.zxid_of.insert(value, zxid) {
-                Some(other) if other != zxid => Err(format!("value {value} was set at {other} and at {zxid}: {call:?}")),
-                _ => match value_at.insert((node, zxid), value) {
-                    Some(other) if other != value => Err(format!("{other} and {value} at {zxid}: {call:?}")),
-                    _ => Ok(()),
-                },
-            }
+        let mut note = |order: &mut Order, node, value, zxid, call: &Call| match order.zxid_of.insert(value, zxid) {
+            Some(other) if other != zxid => Err(format!("value {value} was set at {other} and at {zxid}: {call:?}")),
+            _ => match value_at.insert((node, zxid), value) {
+                Some(other) if other != value => Err(format!("{other} and {value} at {zxid}: {call:?}")),
+                _ => Ok(()),
+            },
         };
         for call in calls {
             match (&call.asked, &call.told) {
-                (Asked::Set { node, value }, Some((_, Told::Set { zxid }))) => note(&mut order, *node, *value, *zxid, call)?,
+                (Asked::Set { node, value }, Some((_, Told::Set { zxid }))) => {
+                    note(&mut order, *node, *value, *zxid, call)?
+                }
                 (Asked::SyncedGet { node } | Asked::Get { node }, Some((at, Told::Value { value, mzxid }))) => {
                     if *value == 0 {
                         continue;
