@@ -5,13 +5,13 @@
 //! The members are the real ones, over a simulated network (`turmoil`) and disks that lose what was not flushed. One seed is one run:
 //! `LOCKSTEP_SEED=n` shows it, `LOCKSTEP_SEEDS=n` runs so many.
 
-#[path = "simulation/client.rs"]
+#[path = "common/client.rs"]
 mod client;
 #[path = "simulation/disk.rs"]
 mod disk;
-#[path = "simulation/history.rs"]
+#[path = "common/history.rs"]
 mod history;
-#[path = "simulation/random.rs"]
+#[path = "common/random.rs"]
 mod random;
 
 use std::collections::BTreeMap;
@@ -123,7 +123,8 @@ fn run(seed: u64) -> Result<(usize, usize), String> {
     let (history, stop) = (History::default(), Arc::new(AtomicBool::new(false)));
     for number in 1..=CLIENTS {
         let members = (1..=MEMBERS).map(|id| format!("{}:2181", name(id))).collect();
-        let client = Client::new(number, members, Random::new(seed ^ (number as u64) << 50), history.clone());
+        let client =
+            Client::new(Simulated, number, members, Random::new(seed ^ (number as u64) << 50), history.clone());
         let stop = stop.clone();
         sim.client(format!("c{number}"), async move {
             client.run(move || stop.load(SeqCst)).await;

@@ -60,7 +60,7 @@ pub struct ZooKeeper {
     members: Vec<Member>,
     clients: Vec<Port>,
     /// The servers' own ports.
-    _between: Vec<[Port; 2]>,
+    between: Vec<[Port; 2]>,
     directory: TempDir,
 }
 
@@ -112,7 +112,7 @@ impl ZooKeeper {
             Kind::Debian => debian(&directory, &clients, &between, detour, &settings),
             Kind::Lockstep => lockstep(&directory, &clients, &between, &settings),
         };
-        let mut ensemble = ZooKeeper { kind, members, clients, _between: between, directory };
+        let mut ensemble = ZooKeeper { kind, members, clients, between, directory };
         ensemble.serves();
         ensemble
     }
@@ -138,6 +138,11 @@ impl ZooKeeper {
     /// `HOST:PORT` of one of them.
     pub fn address(&self, index: usize) -> String {
         self.clients[index].address()
+    }
+
+    /// `HOST:PORT` by which the others reach one of them.
+    pub fn peer(&self, index: usize) -> String {
+        self.between[index][0].address()
     }
 
     /// The arbiter in it, as `--arbiter` takes it, under `path`.

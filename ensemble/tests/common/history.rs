@@ -4,7 +4,7 @@
 //! known, and what has to be shown is that it fits to what clients saw of time: a change that was acknowledged before something was
 //! asked for comes before that in the order; a synced read shows every change that was acknowledged before it was asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 /// What was asked for.
@@ -145,7 +145,7 @@ impl Order {
         Ok(())
     }
 
-    /// A synced read shows what was acknowledged, and seen, before it was asked for.
+    /// A synced read shows what came before anything that was acknowledged or seen, of whatever node, before it was asked for.
     fn check_synced_reads(&self, calls: &[Call]) -> Result<(), String> {
         let mut events: Vec<(u64, &Call)> = Vec::new();
         for call in calls {
@@ -155,25 +155,32 @@ impl Order {
             }
         }
         events.sort_by_key(|event| event.0);
-        let mut newest: BTreeMap<usize, i64> = BTreeMap::new();
-        let mut least: BTreeMap<u64, i64> = BTreeMap::new();
+        let mut changes: BTreeMap<usize, BTreeSet<i64>> = BTreeMap::new();
+        for (value, zxid) in &self.zxid_of {
+            if let Some(Call { asked: Asked::Set { node, .. }, .. }) =
+                self.of_value.get(value).map(|call| &calls[*call])
+            {
+                changes.entry(*node).or_default().insert(*zxid);
+            }
+        }
+        let newest_up_to =
+            |node, zxid| changes.get(&node).and_then(|of_node| of_node.range(..=zxid).next_back()).copied();
+        let mut known = 0;
+        let mut known_at: BTreeMap<u64, i64> = BTreeMap::new();
         for (at, call) in events {
-            let (Asked::Set { node, .. } | Asked::SyncedGet { node } | Asked::Get { node }) = call.asked;
             if at == call.from {
-                least.insert(call.from, newest.get(&node).copied().unwrap_or(0));
+                known_at.insert(at, known);
                 continue;
             }
             match (&call.asked, &call.told) {
-                (Asked::SyncedGet { .. }, Some((_, Told::Value { mzxid, .. }))) => {
-                    let wanted = least[&call.from];
+                (Asked::SyncedGet { node }, Some((_, Told::Value { mzxid, .. }))) => {
+                    let wanted = newest_up_to(*node, known_at[&call.from]).unwrap_or(0);
                     if *mzxid < wanted {
-                        return Err(format!("{wanted} was known before: {call:?}"));
+                        return Err(format!("{wanted} came before what was known: {call:?}"));
                     }
-                    newest.entry(node).and_modify(|newest| *newest = (*newest).max(*mzxid)).or_insert(*mzxid);
+                    known = known.max(*mzxid);
                 }
-                (Asked::Set { .. }, Some((_, Told::Set { zxid }))) => {
-                    newest.entry(node).and_modify(|newest| *newest = (*newest).max(*zxid)).or_insert(*zxid);
-                }
+                (Asked::Set { .. }, Some((_, Told::Set { zxid }))) => known = known.max(*zxid),
                 _ => {}
             }
         }
@@ -183,7 +190,7 @@ impl Order {
     /// For each client: changes in the order in which it asked for them, those among them whose answer it never got; no read goes
     /// back, and each shows the client's own changes before it.
     fn check_clients(&self, calls: &[Call]) -> Result<(), String> {
-        let clients: std::collections::BTreeSet<usize> = calls.iter().map(|call| call.client).collect();
+        let clients: BTreeSet<usize> = calls.iter().map(|call| call.client).collect();
         for client in clients {
             let mut changed = 0;
             let mut seen: BTreeMap<usize, i64> = BTreeMap::new();
@@ -268,6 +275,15 @@ mod tests {
             ("back", vec![(1, set(1), 1, None), (2, LOCAL, 2, value(3, 1, 5)), (2, LOCAL, 4, value(5, 0, 0))]),
             ("own", vec![(1, set(1), 1, done(2, 10)), (1, LOCAL, 3, value(4, 0, 0))]),
             ("late", vec![(1, set(1), 1, None), (1, set(2), 2, done(3, 10)), (2, LOCAL, 4, value(5, 1, 12))]),
+            (
+                "across nodes",
+                vec![
+                    (1, Asked::Set { node: 1, value: 5 }, 1, None),
+                    (2, set(6), 2, done(3, 11)),
+                    (3, Asked::SyncedGet { node: 1 }, 4, value(5, 0, 0)),
+                    (3, Asked::Get { node: 1 }, 6, value(7, 5, 10)),
+                ],
+            ),
             ("synced back", vec![(1, set(1), 1, None), (2, SYNCED, 2, value(3, 1, 5)), (3, SYNCED, 4, value(5, 0, 0))]),
         ] {
             assert!(history(&calls).is_err(), "{what}");

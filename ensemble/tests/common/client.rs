@@ -4,12 +4,12 @@ use std::io;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use lockstep_ensemble::net::Net;
 use lockstep_ensemble::tree::acl;
 use lockstep_ensemble::wire::jute::{Reader, Write};
 use lockstep_ensemble::wire::request::op;
 use lockstep_ensemble::wire::stat::write_acl;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use turmoil::net::TcpStream;
 
 use super::history::{Asked, History, Told};
 use super::random::Random;
@@ -39,7 +39,8 @@ impl From<io::Error> for Lost {
 }
 
 /// A client.
-pub struct Client {
+pub struct Client<N: Net> {
+    net: N,
     pub number: usize,
     pub members: Vec<String>,
     pub random: Random,
@@ -47,16 +48,17 @@ pub struct Client {
     session: (i64, Vec<u8>),
     newest: i64,
     next_value: u64,
-    stream: Option<TcpStream>,
+    stream: Option<N::Stream>,
     buffer: BytesMut,
     xid: i32,
     /// Watches that were set for nodes at these mzxids, and have not told anything yet.
     watched: [Option<i64>; NODES],
 }
 
-impl Client {
-    pub fn new(number: usize, members: Vec<String>, random: Random, history: History) -> Self {
+impl<N: Net> Client<N> {
+    pub fn new(net: N, number: usize, members: Vec<String>, random: Random, history: History) -> Self {
         Client {
+            net,
             number,
             members,
             random,
@@ -97,7 +99,7 @@ impl Client {
         let member = self.random.pick(&self.members);
         self.buffer.clear();
         self.watched = [None; NODES];
-        let mut stream = TcpStream::connect(member).await?;
+        let mut stream = self.net.connect(&member).await?;
         let (mut out, (session, password)) = (Vec::new(), self.session.clone());
         out.int(0);
         out.long(self.newest);
