@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
 pub mod bench;
+pub mod cluster;
 pub mod console;
 pub mod demo;
 pub mod demo_net;
@@ -19,6 +20,8 @@ pub mod replay;
 pub mod site;
 pub mod snapshot;
 pub mod status;
+pub mod table;
+pub mod top;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -50,6 +53,9 @@ enum Command {
     Backup(pair::BackupArgs),
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
+    Hosts(cluster::HostsArgs),
+    Vms(cluster::VmsArgs),
+    Top(top::TopArgs),
     Stop(operate::StopArgs),
     Pause(operate::PauseArgs),
     Resume(operate::ResumeArgs),
@@ -100,6 +106,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Backup(args) => pair::run_backup(args),
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
+        Command::Hosts(args) => cluster::hosts(args),
+        Command::Vms(args) => cluster::vms(args),
+        Command::Top(args) => top::run(args),
         Command::Stop(args) => operate::stop(args),
         Command::Pause(args) => operate::pause(args),
         Command::Resume(args) => operate::resume(args),
