@@ -322,12 +322,14 @@ impl Etcd {
             member
         };
         let members = uri.servers.iter().map(member).collect();
-        Ok(Etcd { ensemble: Ensemble::new(io, members, location), root: uri.root.clone() })
+        let ensemble = Ensemble::new(io, members, location);
+        ensemble.warn_of_loss();
+        Ok(Etcd { ensemble, root: uri.root.clone() })
     }
 
     fn register(&self, vm: &str) -> Result<Register, ArbiterError> {
         check_vm(vm)?;
-        let key = format!("{}/vms/{}/generation", self.root, names::escape(vm));
+        let key = names::register_path(&self.root, vm);
         Ok(Register { key, vm: vm.into(), location: self.location() })
     }
 }

@@ -133,12 +133,18 @@ pub trait Arbiter: Send + Sync {
     fn location(&self) -> String;
 }
 
+/// An arbiter, and the sessions behind it where it is an ensemble that can also keep what is known of the cluster.
+pub type Opened = (Arc<dyn Arbiter>, Option<Arc<zookeeper::Sessions>>);
+
 /// Opens an arbiter: a directory must be there; of an ensemble, sessions to its servers are being opened when this returns, and nothing is known of
 /// them yet.
-pub fn open(uri: &ArbiterUri) -> Result<Arc<dyn Arbiter>, ArbiterError> {
+pub fn open(uri: &ArbiterUri) -> Result<Opened, ArbiterError> {
     Ok(match uri {
-        ArbiterUri::File(directory) => Arc::new(register::RegisterFile::open(directory)?),
-        ArbiterUri::ZooKeeper(ensemble) => Arc::new(zookeeper::ZooKeeper::open(ensemble)?),
-        ArbiterUri::Etcd(ensemble) => Arc::new(etcd::Etcd::open(ensemble)?),
+        ArbiterUri::File(directory) => (Arc::new(register::RegisterFile::open(directory)?), None),
+        ArbiterUri::ZooKeeper(ensemble) => {
+            let sessions = zookeeper::Sessions::open(ensemble)?;
+            (Arc::new(zookeeper::ZooKeeper::over(sessions.clone())), Some(sessions))
+        }
+        ArbiterUri::Etcd(ensemble) => (Arc::new(etcd::Etcd::open(ensemble)?), None),
     })
 }

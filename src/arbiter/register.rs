@@ -223,7 +223,7 @@ pub(super) fn to_text(vm: &str, claim: &Claim) -> String {
 }
 
 /// The claim in such a text.
-pub(super) fn from_text(vm: &str, bytes: &[u8]) -> Result<Claim, Flaw> {
+pub(crate) fn from_text(vm: &str, bytes: &[u8]) -> Result<Claim, Flaw> {
     parse(vm, checked(bytes)?)
 }
 

@@ -3,6 +3,7 @@
 
 pub mod arbiter;
 pub mod bench;
+pub mod cluster;
 pub mod console;
 pub mod demo;
 pub mod demo_net;
@@ -20,6 +21,8 @@ pub mod replay;
 pub mod site;
 pub mod snapshot;
 pub mod status;
+pub mod table;
+pub mod top;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -52,6 +55,9 @@ enum Command {
     Arbiter(arbiter::ArbiterArgs),
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
+    Hosts(cluster::HostsArgs),
+    Vms(cluster::VmsArgs),
+    Top(top::TopArgs),
     Stop(operate::StopArgs),
     Pause(operate::PauseArgs),
     Resume(operate::ResumeArgs),
@@ -103,6 +109,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Arbiter(args) => arbiter::run(args),
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
+        Command::Hosts(args) => cluster::hosts(args),
+        Command::Vms(args) => cluster::vms(args),
+        Command::Top(args) => top::run(args),
         Command::Stop(args) => operate::stop(args),
         Command::Pause(args) => operate::pause(args),
         Command::Resume(args) => operate::resume(args),

@@ -218,6 +218,8 @@ pub struct Status {
     pub generation: u64,
     /// The other host's logging channel.
     pub peer: Option<String>,
+    /// Memory of the guest, in MiB, once this host knows of the guest.
+    pub memory_mib: Option<u64>,
     /// How far the backup's execution is behind the primary's, in nanoseconds.
     pub execution_lag_ns: Option<u64>,
     /// How far the backup's execution is behind the primary's, in log entries.
@@ -343,7 +345,7 @@ impl fmt::Display for Status {
 }
 
 /// A duration in nanoseconds with three or four significant digits.
-fn duration(ns: u64) -> String {
+pub(crate) fn duration(ns: u64) -> String {
     match ns {
         0..1_000 => format!("{ns} ns"),
         1_000..1_000_000 => format!("{:.1} µs", ns as f64 / 1e3),

@@ -137,6 +137,7 @@ impl<'a> Driver<'a> {
     /// Drives until the role changes or ends.
     pub async fn drive(mut self) -> Result<Turn, HostError> {
         let mut refresh = super::board::refresh();
+        let mut shown = "";
         self.feed(Input::Start)?;
         if self.desk.connection.is_some() {
             // What came behind the change of roles.
@@ -150,6 +151,10 @@ impl<'a> Driver<'a> {
             if self.desk.stopped.is_some() {
                 self.give_up().await;
                 return Ok(Turn::Over);
+            }
+            if std::mem::replace(&mut shown, self.protocol.state().name()) != shown {
+                // Who watches the cluster hears of it at once.
+                self.report();
             }
             let time = super::due(self.protocol.next_deadline());
             let network = self.passes_on_until.and(self.desk.outlets.network.clone());

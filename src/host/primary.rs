@@ -139,6 +139,7 @@ impl<'a> Driver<'a> {
             self.desk.operate();
         }
         let mut refresh = super::board::refresh();
+        let mut shown = "";
         let mut horizon = tokio::time::interval(HORIZON_EVERY);
         horizon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.feed(Input::Start)?;
@@ -154,6 +155,10 @@ impl<'a> Driver<'a> {
             if self.desk.stopped.is_some() {
                 self.give_up();
                 return Ok(Turn::Over);
+            }
+            if std::mem::replace(&mut shown, self.protocol.state().name()) != shown {
+                // Who watches the cluster hears of it at once.
+                self.report();
             }
             let time = super::due(self.protocol.next_deadline());
             let running = self.desk.guest.as_ref().is_some_and(|guest| guest.ended.is_none());

@@ -18,7 +18,9 @@ fn common(desk: &mut Desk) -> impl FnOnce(&mut Status) + use<> {
         Some(_) => GuestState::Running,
         None => GuestState::Starting,
     };
+    let memory_mib = desk.guest.as_ref().map(|guest| guest.boot.memory_bytes >> 20);
     move |status| {
+        status.memory_mib = memory_mib.or(status.memory_mib);
         status.net = net;
         status.disk = disk;
         status.guest = guest;

@@ -32,7 +32,7 @@ pub trait Place {
 
 /// Opens an arbiter.
 pub fn open(uri: &str) -> Arc<dyn Arbiter> {
-    lockstep::arbiter::open(&uri.parse().expect("a URI")).expect("an arbiter")
+    lockstep::arbiter::open(&uri.parse().expect("a URI")).expect("an arbiter").0
 }
 
 /// Claim number `generation` of a host.
