@@ -231,7 +231,7 @@ class Relay:
             while True:
                 header = receive(self.client, 4)
                 length = struct.unpack(">i", header)[0]
-                body = receive(self.client, length) if 0 <= length <= 1 << 20 else b""
+                body = receive(self.client, length) if 0 <= length < 1 << 20 else b""
                 if len(body) >= 8 and not first:
                     xid, kind = struct.unpack(">ii", body[:8])
                     self.kinds[xid] = kind
