@@ -17,7 +17,7 @@ use super::desk::{Desk, Turn};
 use super::guest::Living;
 use super::outgoing::Outgoing;
 use super::outlets::Outlets;
-use super::referee::Referee;
+use super::referee::{Referee, Times};
 use super::{HostError, Keeping, Outcome, backup, precopy, primary, system};
 use crate::arbiter::Arbiter;
 use crate::backends::world::World;
@@ -77,7 +77,7 @@ pub async fn run(site: Site, start: Start) -> Result<PairEnd, HostError> {
     let Site { me, settings, keeping, transfer, outlets, board, arbiter, listener, peers, .. } = site;
     let carrier = outlets.network.clone().map(|port| tokio::spawn(port.run()));
     let mut desk = Desk {
-        referee: Referee::new(arbiter, me.clone()).map_err(system("start the arbiter's thread"))?,
+        referee: Referee::new(arbiter, me.clone(), Times::default()).map_err(system("start the arbiter's threads"))?,
         me,
         settings,
         keeping,
