@@ -120,11 +120,12 @@ async fn turns(desk: &mut Desk, start: Start, rejoin: bool) -> Result<(), HostEr
                 tracing::warn!("the machine runs on another host; joining as its backup");
                 desk.stopped = None;
                 desk.connection = None;
-                desk.outlets.not_live(Role::Backup);
-                desk.board.set_live(false);
                 if let Some(guest) = desk.guest.take() {
                     guest.stop().await;
                 }
+                // In this order: what the guest of the life before has put out until it stood still is forgotten, and never mixed with what the next one says.
+                desk.outlets.not_live(Role::Backup);
+                desk.board.set_live(false);
                 backup::Driver::new(desk).drive().await?
             }
             Turn::Over => return Ok(()),
