@@ -1,12 +1,15 @@
 //! Promise: within bounds, *every* order of events keeps "never two live" and "no output lost or contradicted": from the boot on, when a backup
-//! joins a running guest, and when the two sides change their roles.
+//! joins a running guest, when the two sides change their roles, and when a survivor takes a new backup while what was said in the generation before arrives.
 //!
 //! A stateright model whose hosts are the real state machines. The guest makes an output with every entry; time moves
-//! in steps of half the time-out, so every process may be slow or asleep, and whatever has been sent may come late. Bounds:
-//! a few entries, one and a half time-outs, one crash, one broken connection, one lost verdict, one transfer, one switch.
+//! in steps of half the time-out, so every process may be slow or asleep (whoever gets no turn is stopped, at any point and for any time within the bounds), and whatever has been sent may come
+//! late. The arbiter is a service of several members as its clients see it: a question may take any time, may be carried out although its answer is lost, or long after it was given
+//! up (and asked again, or lost to somebody else), or never; a read may be answered by a member that does not know of the newest claim; who has won may hear that it was overtaken. Bounds:
+//! a few entries, one and a half time-outs, one crash, one broken connection, one question given up, one transfer, one switch.
 
 mod model;
 
+use lockstep::replication::election::{Answer, Question};
 use lockstep::replication::{StopReason, backup, primary};
 use model::machine::Machine;
 use model::state::{Action, Ending, Plant, Start, State};
@@ -34,13 +37,12 @@ impl Model for Pair {
         }
         for side in [A, B] {
             let host = &state.hosts[side as usize];
-            if host.question.is_some() && state.lost_verdicts < ONCE {
-                actions.push(Action::LoseAnswer(side, true));
-                actions.push(Action::LoseAnswer(side, false));
-            }
             // A question that has been asked has its effect even if whoever asked is dead by then.
-            if host.question.is_some() {
+            if let Some(question) = host.question {
                 actions.push(Action::Arbitrate(side));
+                if question == Question::Read && state.register_before.0 < state.register.0 {
+                    actions.push(Action::ReadStale(side));
+                }
             }
             if host.dead {
                 continue;
@@ -53,6 +55,16 @@ impl Model for Pair {
             }
             if host.answer.is_some() {
                 actions.push(Action::Answer(side));
+            }
+            if host.answer == Some(Answer::Won) && host.claimed > 0 && host.claimed < state.register.0 {
+                actions.push(Action::AnswerOvertaken(side));
+            }
+            // A read that is given up is asked again, and nothing has come of it but time. But before a switch it decides.
+            let claims = matches!(host.question, Some(Question::Claim { .. }))
+                || matches!(host.answer, Some(Answer::Won | Answer::Lost(_)));
+            let asks = claims || (self.start == Start::Switch && host.question == Some(Question::Read));
+            if asks && state.give_ups < self.give_ups {
+                actions.push(Action::GiveUp(side));
             }
             if state.crashes < ONCE {
                 actions.extend([Ending::Close, Ending::Cut, Ending::Silence].map(|ending| Action::Crash(side, ending)));
@@ -70,7 +82,7 @@ impl Model for Pair {
             if host.running && !host.parked && appended.is_some_and(|appended| appended < most) {
                 actions.push(Action::Append(side));
             }
-            if host.capture.is_some() && self.start == Start::Alone {
+            if host.capture.is_some() && matches!(self.start, Start::Alone | Start::Survivor) {
                 actions.push(Action::Capture(side));
             }
             if host.park {
@@ -78,6 +90,13 @@ impl Model for Pair {
             }
             if host.backup().is_some_and(|backup| *backup.state() == backup::State::GoingLive) {
                 actions.push(Action::WentLive(side));
+            }
+        }
+        actions.extend((0..state.overdue.len()).map(Action::CarryOut));
+        for (which, (side, envelope)) in state.late.iter().enumerate() {
+            let host = &state.hosts[*side as usize];
+            if host.connected && !host.dead && host.generation() > envelope.generation {
+                actions.push(Action::Late(which));
             }
         }
         let protected = |side| state.hosts[side as usize].primary().map(primary::Primary::state);
@@ -117,11 +136,16 @@ impl Model for Pair {
                 state.hosts[0].dead && state.hosts[1].lives_alone() && state.seen.contains(&B)
             }),
             Property::sometimes("an acknowledged output leaves", |_, state: &State| state.acknowledged_left),
-            Property::sometimes("a verdict is lost, asked for again, and won", |_, state: &State| {
-                state.lost_verdicts > 0
+            Property::always("the register never goes back", |_, state: &State| {
+                state.register_before.0 < state.register.0 || state.register.0 == 0
+            }),
+            Property::sometimes("a question is given up, asked again, and won", |_, state: &State| {
+                state.give_ups > 0
                     && state.register.0 > 1
                     && state.hosts.iter().any(|host| host.primary().is_some() && host.lives_alone())
             }),
+            Property::sometimes("a claim that was given up is set all the same", |_, state: &State| state.won_late),
+            Property::sometimes("a claim that was given up comes too late", |_, state: &State| state.came_too_late),
         ];
         match self.start {
             Start::Boot => properties.extend([
@@ -142,6 +166,12 @@ impl Model for Pair {
                     state.hosts[0].ended_transfer && state.hosts[0].lives_alone()
                 }),
             ]),
+            Start::Survivor => properties.extend([
+                Property::sometimes("what was said in an older generation is refused", |_, state: &State| state.fenced),
+                Property::sometimes("the survivor is protected", |_, state: &State| {
+                    state.hosts[0].primary().is_some_and(|p| *p.state() == primary::State::Protected)
+                }),
+            ]),
             Start::Switch => properties.extend([
                 Property::sometimes("the roles change", |_, state: &State| {
                     state.hosts[0].backup().is_some() && state.hosts[1].primary().is_some() && state.seen.contains(&B)
@@ -155,6 +185,7 @@ impl Model for Pair {
                 Property::sometimes("an heir asks again after it has lost the old primary", |_, state: &State| {
                     state.register == (3, B, None)
                 }),
+                Property::sometimes("who has won hears that it was overtaken", |_, state: &State| state.overtaken),
             ]),
         }
         properties
@@ -162,9 +193,11 @@ impl Model for Pair {
 }
 
 fn check(start: Start, steps: u64) {
-    // `LOCKSTEP_STEPS=3` is the long run.
-    let steps = std::env::var("LOCKSTEP_STEPS").ok().map_or(steps, |steps| steps.parse().expect("a number"));
-    let checker = Pair { plant: Plant::Nothing, start, steps }.checker().threads(2).spawn_dfs().join();
+    // `LOCKSTEP_STEPS=3` and `LOCKSTEP_GIVE_UPS=2` are long runs.
+    let from = |name: &str| std::env::var(name).ok().map(|number| number.parse::<u8>().expect("a number"));
+    let (steps, give_ups) =
+        (from("LOCKSTEP_STEPS").map_or(steps, u64::from), from("LOCKSTEP_GIVE_UPS").unwrap_or(ONCE));
+    let checker = Pair { plant: Plant::Nothing, start, steps, give_ups }.checker().threads(2).spawn_dfs().join();
     println!(
         "{start:?}: {} states, {} of them different, depth {}",
         checker.state_count(),
@@ -190,9 +223,14 @@ fn every_order_of_events_around_a_switch_keeps_the_promises() {
     check(Start::Switch, 1);
 }
 
+#[test]
+fn every_order_of_events_when_a_survivor_takes_a_new_backup_keeps_the_promises() {
+    check(Start::Survivor, 1);
+}
+
 /// The model with the mistake breaks this property.
 fn finds(start: Start, plant: Plant, property: &'static str) {
-    let model = Pair { plant, start, steps: if start == Start::Boot { 3 } else { 2 } };
+    let model = Pair { plant, start, steps: if start == Start::Boot { 3 } else { 2 }, give_ups: ONCE };
     let checker = model.checker().threads(2).finish_when(HasDiscoveries::AllOf([property].into())).spawn_dfs().join();
     let path = checker.discovery(property).unwrap_or_else(|| panic!("{plant:?} keeps `{property}`"));
     let actions = path.into_actions();
@@ -201,6 +239,21 @@ fn finds(start: Start, plant: Plant, property: &'static str) {
 
 const SILENT: &str = "nothing leaves a silent primary after its survivor is live";
 const UNHELD: &str = "nothing leaves that the backup does not hold";
+
+#[test]
+fn a_claim_that_is_not_conditional_is_found() {
+    finds(Start::Boot, Plant::ClaimUnasked, "never two live");
+}
+
+#[test]
+fn a_stale_read_that_is_believed_is_found() {
+    finds(Start::Boot, Plant::StaleReadBelieved, "never two live");
+}
+
+#[test]
+fn a_side_that_looks_at_no_token_is_found() {
+    finds(Start::Survivor, Plant::NoFence, UNHELD);
+}
 
 #[test]
 fn releasing_what_is_only_sent_is_found() {

@@ -1,6 +1,7 @@
 //! Promise: whatever dies, sleeps or is cut off, at most one host lives, no output that has left is lost or contradicted, none is missing, none leaves a
 //! silent primary after its survivor is live, and once the faults are over the guest goes on, with a backup again. Through chains of failures, new backups and
-//! changes of roles: the real state machines, ten thousand seeded schedules of faults, and the proof that the checker bites.
+//! changes of roles, with an arbiter whose members fail, lag and return, whose answers get lost and which carries claims out late, and a network that delivers what was said in an older generation:
+//! the real state machines, ten thousand seeded schedules of faults, and the proof that the checker bites.
 //!
 //! `LOCKSTEP_SEED=N` runs one schedule and prints it; `LOCKSTEP_SEEDS=N` runs so many.
 
@@ -49,7 +50,12 @@ fn ten_thousand_schedules_keep_every_promise() {
         "a connection breaks",
         "a cable is cut",
         "the arbiter is not reachable",
+        "a member of the arbiter fails and returns",
+        "the arbiter has no majority",
+        "a read is stale",
         "a verdict gets lost",
+        "a claim is carried out after it was given up, and asked again",
+        "a message of an older generation is refused",
         "a backup goes live",
         "a backup takes over from a dead primary",
         "a backup gives up a primary that is not dead",
@@ -110,6 +116,21 @@ fn the_checker_finds_outputs_that_leave_before_they_are_acknowledged() {
 #[test]
 fn the_checker_finds_hosts_that_do_not_ask_the_arbiter() {
     finds(Plant::SkipArbiter, &Broken::TwoLive);
+}
+
+#[test]
+fn the_checker_finds_claims_that_are_not_conditional() {
+    finds(Plant::ClaimUnasked, &Broken::TwoLive);
+}
+
+#[test]
+fn the_checker_finds_a_stale_read_that_is_believed() {
+    finds(Plant::StaleReadBelieved, &Broken::TwoLive);
+}
+
+#[test]
+fn the_checker_finds_a_primary_that_looks_at_no_token() {
+    finds(Plant::NoFence, &Broken::HeardAnOlderGeneration);
 }
 
 #[test]

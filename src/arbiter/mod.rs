@@ -119,7 +119,8 @@ pub enum ArbiterError {
 /// Who may live.
 ///
 /// Calls may block for as long as the storage does (a dead NFS server: for ever). So they are made on a thread of
-/// their own, with a deadline after which the outcome counts as unknown; asking again is safe.
+/// their own, with a deadline after which the outcome counts as unknown; asking again is safe. Another thread reads now and then, to know whether there is
+/// an answer: a call that hangs there must not keep one here waiting.
 pub trait Arbiter: Send + Sync {
     /// What the register of `vm` holds.
     fn read(&self, vm: &str) -> Result<Option<Claim>, ArbiterError>;

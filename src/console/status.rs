@@ -207,6 +207,42 @@ impl fmt::Display for DiskStatus {
     }
 }
 
+/// What is known of the arbiter; without it nobody takes over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ArbiterStatus {
+    /// Where it is.
+    pub location: String,
+    /// Whether it answered when it was asked last; `None`: it has not been asked yet.
+    pub reachable: Option<bool>,
+    /// Milliseconds since its last answer; `None`: there was none.
+    pub answered_ms: Option<u64>,
+    /// How long that took, nanoseconds.
+    pub answer_ns: Option<u64>,
+    /// Milliseconds since when it cannot be asked; `None`: it can.
+    pub unreachable_ms: Option<u64>,
+    /// Why it cannot.
+    pub trouble: Option<String>,
+}
+
+impl fmt::Display for ArbiterStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |ms: u64| duration(ms.saturating_mul(1_000_000));
+        f.write_str(&self.location)?;
+        match (self.reachable, self.answer_ns, self.answered_ms) {
+            (Some(true), Some(took_ns), Some(ago_ms)) => {
+                write!(f, ", answered in {}, {} ago", duration(took_ns), ms(ago_ms))
+            }
+            (Some(false), ..) => {
+                let since = ms(self.unreachable_ms.unwrap_or(0));
+                write!(f, ", NOT REACHABLE for {since}: no failover is possible now")?;
+                self.trouble.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"))
+            }
+            _ => f.write_str(", not asked yet"),
+        }
+    }
+}
+
 /// Everything a host says about its machine. Fields that a role has no value for are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -267,6 +303,8 @@ pub struct Status {
     pub net: Option<NetStatus>,
     /// The disk; `None` without one.
     pub disk: Option<DiskStatus>,
+    /// The arbiter; `None` where there is no pair.
+    pub arbiter: Option<ArbiterStatus>,
     /// The console.
     pub console: ConsoleStatus,
 }
@@ -278,8 +316,12 @@ impl Status {
             Some(ns) => format!(", lag {}", duration(ns)),
             None => String::new(),
         };
+        let arbiter = match &self.arbiter {
+            Some(ArbiterStatus { reachable: Some(false), .. }) => ", no arbiter: no failover possible now",
+            _ => "",
+        };
         format!(
-            "{} on {}, {}{}, generation {}{lag}, {} entries, {} outputs held",
+            "{} on {}, {}{}, generation {}{lag}, {} entries, {} outputs held{arbiter}",
             self.vm,
             self.host,
             self.role,
@@ -330,6 +372,9 @@ impl fmt::Display for Status {
             ),
             ("uptime", duration(self.uptime_ms.saturating_mul(1_000_000))),
         ];
+        if let Some(arbiter) = &self.arbiter {
+            rows.insert(4, ("arbiter", arbiter.to_string()));
+        }
         if let Some(transfer) = &self.transfer {
             rows.insert(rows.len() - 1, ("transfer", transfer.to_string()));
         }
@@ -406,6 +451,20 @@ mod tests {
         let shown = Status { disk: Some(disk), ..Status::default() }.to_string();
         let line = "disk           2 reads (1024 bytes), 1 writes (512 bytes), 0 flushes, 3 in flight (1 held)\n";
         assert!(shown.contains(line), "{shown}");
+    }
+
+    #[test]
+    fn an_arbiter_that_cannot_be_asked_is_told_in_so_many_words() {
+        assert!(!Status::default().to_string().contains("arbiter"));
+        let mut arbiter = ArbiterStatus { location: "/shared".into(), ..ArbiterStatus::default() };
+        assert_eq!(arbiter.to_string(), "/shared, not asked yet");
+        (arbiter.reachable, arbiter.answer_ns, arbiter.answered_ms) = (Some(true), Some(1_200_000), Some(3_000));
+        assert_eq!(arbiter.to_string(), "/shared, answered in 1.2 ms, 3.0 s ago");
+        (arbiter.reachable, arbiter.unreachable_ms, arbiter.trouble) = (Some(false), Some(12_000), Some("why".into()));
+        let status = Status { arbiter: Some(arbiter), ..Status::default() };
+        let row = "arbiter        /shared, NOT REACHABLE for 12.0 s: no failover is possible now (why)\n";
+        assert!(status.to_string().contains(row), "{status}");
+        assert!(status.line().ends_with("no arbiter: no failover possible now"), "{}", status.line());
     }
 
     #[test]

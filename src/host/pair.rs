@@ -17,7 +17,7 @@ use super::desk::{Desk, Turn};
 use super::guest::Living;
 use super::outgoing::Outgoing;
 use super::outlets::Outlets;
-use super::referee::Referee;
+use super::referee::{Referee, Times};
 use super::{HostError, Keeping, Outcome, backup, precopy, primary, system};
 use crate::arbiter::Arbiter;
 use crate::backends::world::World;
@@ -77,7 +77,7 @@ pub async fn run(site: Site, start: Start) -> Result<PairEnd, HostError> {
     let Site { me, settings, keeping, transfer, outlets, board, arbiter, listener, peers, .. } = site;
     let carrier = outlets.network.clone().map(|port| tokio::spawn(port.run()));
     let mut desk = Desk {
-        referee: Referee::new(arbiter, me.clone()).map_err(system("start the arbiter's thread"))?,
+        referee: Referee::new(arbiter, me.clone(), Times::default()).map_err(system("start the arbiter's threads"))?,
         me,
         settings,
         keeping,
@@ -120,11 +120,12 @@ async fn turns(desk: &mut Desk, start: Start, rejoin: bool) -> Result<(), HostEr
                 tracing::warn!("the machine runs on another host; joining as its backup");
                 desk.stopped = None;
                 desk.connection = None;
-                desk.outlets.not_live(Role::Backup);
-                desk.board.set_live(false);
                 if let Some(guest) = desk.guest.take() {
                     guest.stop().await;
                 }
+                // In this order: what the guest of the life before has put out until it stood still is forgotten, and never mixed with what the next one says.
+                desk.outlets.not_live(Role::Backup);
+                desk.board.set_live(false);
                 backup::Driver::new(desk).drive().await?
             }
             Turn::Over => return Ok(()),

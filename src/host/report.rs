@@ -13,6 +13,7 @@ fn common(desk: &mut Desk) -> impl FnOnce(&mut Status) + use<> {
     let traffic = desk.connection.as_ref().map(Connection::traffic);
     let net = desk.outlets.network.as_ref().map(|port| port.counters());
     let disk = desk.outlets.disk.as_ref().map(|disk| disk.counters());
+    let arbiter = desk.referee.status();
     let guest = match &desk.guest {
         Some(Guest { ended: Some(reason), .. }) => GuestState::Ended(reason.to_string()),
         Some(_) => GuestState::Running,
@@ -23,6 +24,7 @@ fn common(desk: &mut Desk) -> impl FnOnce(&mut Status) + use<> {
         status.memory_mib = memory_mib.or(status.memory_mib);
         status.net = net;
         status.disk = disk;
+        status.arbiter = Some(arbiter);
         status.guest = guest;
         status.log_bytes_per_s = rate;
         status.log_bytes = log_bytes;

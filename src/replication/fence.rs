@@ -10,7 +10,7 @@
 //! | --- | --- | --- |
 //! | a primary, until its backup has heard its hello | 0: none | its own |
 //! | a primary that hands over, until it hears of the new one | its own | the one after |
-//! | a backup that has taken over, until the old primary has heard of it | the one before | its own |
+//! | a backup that has taken over, until the old primary has heard of it | the one before, by heartbeats alone | its own |
 //! | otherwise | its own | the same |
 //!
 //! A backup without a generation takes its own from its primary's hello.
@@ -30,6 +30,13 @@ pub enum Fence {
         /// What it may speak for from now on.
         next: u64,
     },
+    /// As `Between`, and of the first only heartbeats may come: it said so before it was silent.
+    Behind {
+        /// What it speaks for by what was heard last.
+        past: u64,
+        /// What it speaks for when it has heard of this side.
+        next: u64,
+    },
 }
 
 impl Fence {
@@ -45,19 +52,24 @@ impl Fence {
         }
     }
 
+    /// The other side has stopped, but for its heartbeats, and this one goes on in the generation `next`.
+    pub fn leave_behind(&mut self, next: u64) {
+        if let Fence::Between { now, .. } = *self {
+            *self = Fence::Behind { past: now, next };
+        }
+    }
+
     /// A message of this kind has come with this token.
     pub fn admit(&mut self, kind: Kind, generation: u64) -> Result<(), Violation> {
-        let expected = match self {
+        let expected = match *self {
             Fence::Unknown => 0,
-            Fence::Between { next, .. } => *next,
+            Fence::Between { next, .. } | Fence::Behind { next, .. } => next,
         };
         if !self.admits(kind, generation) {
             return Err(Violation::Generation { kind, expected, found: generation });
         }
-        if let Fence::Between { now, .. } = self
-            && generation == expected
-        {
-            *now = expected;
+        if *self != Fence::Unknown && kind != Kind::Refuse && generation == expected {
+            *self = Fence::at(expected);
         }
         Ok(())
     }
@@ -75,6 +87,7 @@ impl Fence {
                 let known = generation == next || generation == now && kind != Kind::Took;
                 known && (generation > 0 || kind.needs_no_generation())
             }
+            Fence::Behind { past, next } => generation == next || generation == past && kind == Kind::Heartbeat,
         }
     }
 }
@@ -129,6 +142,17 @@ mod tests {
         assert_eq!(refused(&mut fence, Kind::Heartbeat, 8), None);
         assert_eq!(refused(&mut fence, Kind::Heartbeat, 7), Some(8));
         assert_eq!(refused(&mut fence, Kind::Took, 8), None);
+    }
+
+    #[test]
+    fn who_has_handed_over_only_beats_until_it_speaks_as_a_backup() {
+        let mut fence = Fence::at(7);
+        fence.leave_behind(8);
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Refuse) {
+            assert_eq!(refused(&mut fence, kind, 7).is_none(), kind == Kind::Heartbeat, "{kind:?}");
+        }
+        assert_eq!(refused(&mut fence, Kind::Ack, 8), None);
+        assert_eq!(refused(&mut fence, Kind::Heartbeat, 7), Some(8));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::fence::Fence;
 use super::flow::Flow;
 use super::lease::Lease;
 use super::link::{Link, Phase};
-use super::message::{self, Envelope, Goodbye, Hello, Message, Refusal, Role};
+use super::message::{self, Envelope, Goodbye, Hello, Kind, Message, Refusal, Role};
 use super::{Identity, Settings, StopReason, Suspicion, Violation};
 use crate::machine::instant::Instant;
 use std::sync::Arc;
@@ -168,6 +168,11 @@ impl Primary {
         let (election, question) = Election::first();
         self.state = State::Claiming(election);
         out.push(Action::Ask(question));
+    }
+
+    /// Whether a message of this kind and generation may come.
+    pub fn admits(&self, kind: Kind, generation: u64) -> bool {
+        self.link.fence.admits(kind, generation)
     }
 
     fn on_received(&mut self, now: u64, Envelope { generation, message }: Envelope, out: &mut Vec<Action>) {

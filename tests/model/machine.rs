@@ -5,6 +5,7 @@ use super::state::{Item, Plant};
 use lockstep::replication::backup::{self, Backup};
 use lockstep::replication::election::{Answer, Question};
 use lockstep::replication::held::HeldOutputs;
+use lockstep::replication::message::Envelope;
 use lockstep::replication::primary::{self, Primary};
 use std::collections::VecDeque;
 
@@ -21,8 +22,11 @@ pub struct Host {
     pub connected: bool,
     pub connecting: bool,
     pub incoming: VecDeque<Item>,
+    /// What it has asked the arbiter, and the answer on its way.
     pub question: Option<Question>,
     pub answer: Option<Answer>,
+    /// The generation that its answer says it has won, if it says so.
+    pub claimed: u64,
     /// Who made the output; its entry number is its position.
     pub held: HeldOutputs<Side>,
     /// What is released may be written before this.
@@ -61,6 +65,7 @@ impl Host {
             incoming: VecDeque::new(),
             question: None,
             answer: None,
+            claimed: 0,
             held: HeldOutputs::default(),
             lease_until: u64::MAX,
             left: 0,
@@ -111,6 +116,18 @@ impl Host {
             Machine::Primary(primary) => primary.next_deadline(),
             Machine::Backup(backup) => backup.next_deadline(),
         }
+    }
+
+    /// The message, as a side that looks at no token would take it: with one that this side admits.
+    pub fn unfenced(&self, envelope: Envelope) -> Envelope {
+        let kind = envelope.message.kind();
+        let admits = |generation: &u64| match &self.machine {
+            Machine::Primary(primary) => primary.admits(kind, *generation),
+            Machine::Backup(backup) => backup.admits(kind, *generation),
+        };
+        let own = self.generation();
+        let generation = [own, 0, own + 1].into_iter().find(admits).unwrap_or(envelope.generation);
+        Envelope { generation, ..envelope }
     }
 
     /// Whether the guest lives here and nowhere else.

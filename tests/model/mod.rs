@@ -37,4 +37,6 @@ pub struct Pair {
     pub plant: Plant,
     pub start: Start,
     pub steps: u64,
+    /// Questions to the arbiter that are given up.
+    pub give_ups: u8,
 }

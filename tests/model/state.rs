@@ -32,6 +32,12 @@ pub enum Plant {
     HeirLeaks,
     /// The register does not tell a generation that was won alone from one that is shared.
     SharedWithAnybody,
+    /// A claim is set whatever the register holds.
+    ClaimUnasked,
+    /// A claim is set if a member of the arbiter that lags behind says that the register holds what it should.
+    StaleReadBelieved,
+    /// Nobody looks at the generation that a message speaks for.
+    NoFence,
 }
 
 /// Where the model begins.
@@ -43,6 +49,8 @@ pub enum Start {
     Alone,
     /// The guest is protected.
     Switch,
+    /// The guest runs alone in its second generation; its new backup comes, and so may what was said in the first.
+    Survivor,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -69,9 +77,17 @@ pub enum Action {
     Capture(Side),
     /// The register is set and the answer is on its way.
     Arbitrate(Side),
-    /// The answer is lost, after or before the register is set.
-    LoseAnswer(Side, bool),
+    /// A read is answered by a member that does not know of the newest claim.
+    ReadStale(Side),
+    /// There is no answer in time: the question was lost, or is late, or its answer was lost or is late; or there is no majority.
+    GiveUp(Side),
+    /// A claim that was given up is carried out after all.
+    CarryOut(usize),
     Answer(Side),
+    /// The one who has won looks whether it is still at the top, and is not.
+    AnswerOvertaken(Side),
+    /// What was said in an older generation arrives on the connection that stands now. No connection of TCP does that.
+    Late(usize),
     /// How a process ends: its kernel sends the rest and closes; cuts off what is under way; says nothing.
     Crash(Side, Ending),
     Break(Ending),
@@ -90,11 +106,23 @@ pub struct State {
     pub hosts: [Host; 2],
     pub guest_started: bool,
     pub switched: bool,
-    /// Generation, its winner, and who shares it.
-    pub register: (u64, Side, Option<Side>),
+    /// What the arbiter's register holds, and what it held before.
+    pub register: Won,
+    pub register_before: Won,
+    /// Claims that were given up, and may be carried out yet.
+    pub overdue: Vec<(Side, Question)>,
+    /// What was said in an older generation, and may arrive yet.
+    pub late: Vec<(Side, Envelope)>,
     pub crashes: u8,
     pub breaks: u8,
-    pub lost_verdicts: u8,
+    pub give_ups: u8,
+    /// A claim that was given up has won, or has come too late.
+    pub won_late: bool,
+    pub came_too_late: bool,
+    /// Who had won heard that it was overtaken.
+    pub overtaken: bool,
+    /// A message of an older generation was refused.
+    pub fenced: bool,
     /// Who made the output that has left at each position.
     pub seen: Vec<Side>,
     /// Entries that a backup that counts has held, by generation.
@@ -109,6 +137,9 @@ pub struct State {
     pub missing: bool,
     pub acknowledged_left: bool,
 }
+
+/// Generation, its winner, and who shares it.
+pub type Won = (u64, Side, Option<Side>);
 
 fn number(side: Side) -> u64 {
     side as u64 + 1
@@ -133,9 +164,16 @@ impl State {
             guest_started: false,
             switched: false,
             register: (0, A, None),
+            register_before: (0, A, None),
+            overdue: Vec::new(),
+            late: Vec::new(),
             crashes: 0,
             breaks: 0,
-            lost_verdicts: 0,
+            give_ups: 0,
+            won_late: false,
+            came_too_late: false,
+            overtaken: false,
+            fenced: false,
             seen: Vec::new(),
             counted: [0; 8],
             given_up: 0,
@@ -160,17 +198,44 @@ impl State {
             }
             Start::Switch => {
                 state.act(plant, Action::Connect(B));
-                for _ in 0..8 {
-                    for side in [A, B] {
-                        state.act(plant, Action::Deliver(side));
-                        if state.act(plant, Action::Arbitrate(side)) {
-                            state.act(plant, Action::Answer(side));
-                        }
-                    }
-                }
+                state.settle(plant);
+            }
+            Start::Survivor => {
+                state.act(plant, Action::Connect(B));
+                state.settle(plant);
+                state.act(plant, Action::Append(A));
+                state.settle(plant);
+                state.act(plant, Action::Write(A));
+                state.act(plant, Action::Break(Ending::Close));
+                // The first of the two to ask wins.
+                state.settle(plant);
+                assert_eq!(state.register, (2, A, None));
+                // The loser comes back as another process, and nothing of what has happened counts against the bounds.
+                state.hosts[B as usize] = Host::new(Machine::Backup(Backup::new(identity(B), settings)));
+                state.backup_on(plant, B, backup::Input::Start);
+                (state.breaks, state.register_before) = (0, (1, A, None));
+                state.hosts[A as usize].silence = false;
+                let entries = state.hosts[A as usize].primary().map_or(0, Primary::appended);
+                let (received, executed) = (entries + 1, entries);
+                let ack = Message::Ack { received, executed, executed_stamp: 0, received_stamp: 0 };
+                let log = Message::Entries { first: entries, count: 1, bytes: 1, stamp: 0, released: 0 };
+                state.late =
+                    [(A, ack), (B, log)].map(|(side, message)| (side, Envelope { generation: 1, message })).into();
             }
         }
         state
+    }
+
+    /// Everything that is on its way arrives, and the arbiter answers; no time passes.
+    fn settle(&mut self, plant: Plant) {
+        for _ in 0..12 {
+            for side in [A, B] {
+                self.act(plant, Action::Deliver(side));
+                if self.act(plant, Action::Arbitrate(side)) {
+                    self.act(plant, Action::Answer(side));
+                }
+            }
+        }
     }
 
     fn host(&mut self, side: Side) -> &mut Host {
@@ -210,6 +275,7 @@ impl State {
         };
         let host = self.host(side);
         (host.question, host.answer) = if skips { (None, Some(Answer::Won)) } else { (Some(question), None) };
+        host.claimed = 0;
     }
 
     /// What may leave now leaves.
@@ -422,24 +488,32 @@ impl State {
     }
 
     /// What the register answers; it may be set by that.
-    fn arbitrate(&mut self, plant: Plant, side: Side) -> Answer {
-        match self.host(side).question.take() {
-            Some(Question::Read) => Answer::Holds((self.register.0 > 0).then_some(self.register.0)),
-            Some(Question::Claim { expected, generation, shared_with }) => {
+    fn arbitrate(&mut self, plant: Plant, side: Side, question: Question) -> Answer {
+        match question {
+            Question::Read => Answer::Holds((self.register.0 > 0).then_some(self.register.0)),
+            Question::Claim { expected, generation, shared_with } => {
                 let claim = (generation, side, shared_with.map(|_| !side));
-                if self.register.0 == expected.unwrap_or(0) {
-                    self.register = claim;
+                let expected = expected.unwrap_or(0);
+                let stale = plant == Plant::StaleReadBelieved && self.register_before.0 == expected;
+                if self.register.0 == expected || stale || plant == Plant::ClaimUnasked {
+                    self.register_before = std::mem::replace(&mut self.register, claim);
                 }
-                if self.register == claim {
-                    return Answer::Won;
-                }
-                let (generation, holder, with) = self.register;
-                let with = if plant == Plant::SharedWithAnybody { Some(side) } else { with };
-                let (host, shared_with) = (number(holder), with.map(number));
-                Answer::Lost(Some(Claim { generation, host, host_name: "host".into(), shared_with }))
+                if self.register == claim { Answer::Won } else { self.lost(plant, side) }
             }
-            None => Answer::Unreachable,
         }
+    }
+
+    /// The register holds what it does, and that is not this side's claim.
+    fn lost(&self, plant: Plant, side: Side) -> Answer {
+        let (generation, holder, with) = self.register;
+        let with = if plant == Plant::SharedWithAnybody { Some(side) } else { with };
+        let (host, shared_with) = (number(holder), with.map(number));
+        Answer::Lost(Some(Claim { generation, host, host_name: "host".into(), shared_with }))
+    }
+
+    fn fenced_so_far(&self, side: Side) -> u64 {
+        let host = &self.hosts[side as usize];
+        host.primary().map_or(0, Primary::fenced) + host.backup().map_or(0, Backup::fenced)
     }
 
     /// The connection ends without either side closing it.
@@ -458,6 +532,20 @@ impl State {
 
     /// False: there is nothing to do.
     pub fn act(&mut self, plant: Plant, action: Action) -> bool {
+        let done = self.do_act(plant, action);
+        // A claim on what the register does not hold any more changes nothing, whenever it comes. Equal states should be equal.
+        if !matches!(plant, Plant::ClaimUnasked | Plant::StaleReadBelieved) {
+            let (register, before) = (self.register.0, self.overdue.len());
+            self.overdue.retain(|(_, question)| match question {
+                Question::Claim { expected, .. } => expected.unwrap_or(0) >= register,
+                Question::Read => false,
+            });
+            self.came_too_late |= self.overdue.len() < before;
+        }
+        done
+    }
+
+    fn do_act(&mut self, plant: Plant, action: Action) -> bool {
         match action {
             Action::Step => self.now += super::STEP,
             Action::Tick(side) => {
@@ -492,23 +580,50 @@ impl State {
                 self.primary_on(plant, side, primary::Input::Captured { transfer, entries });
             }
             Action::Arbitrate(side) => {
-                if self.host(side).question.is_none() {
-                    return false;
-                }
-                let answer = self.arbitrate(plant, side);
-                self.host(side).answer = Some(answer);
+                let Some(question) = self.host(side).question.take() else { return false };
+                let answer = self.arbitrate(plant, side, question);
+                let claimed = if answer == Answer::Won { self.register.0 } else { 0 };
+                let host = self.host(side);
+                (host.answer, host.claimed) = (Some(answer), claimed);
             }
-            Action::LoseAnswer(side, set) => {
-                self.lost_verdicts += 1;
-                if set {
-                    self.arbitrate(plant, side);
-                }
+            Action::ReadStale(side) => {
+                let held = self.register_before.0;
                 let host = self.host(side);
                 host.question = None;
-                host.answer = Some(Answer::Unreachable);
+                (host.answer, host.claimed) = (Some(Answer::Holds((held > 0).then_some(held))), 0);
+            }
+            Action::GiveUp(side) => {
+                self.give_ups += 1;
+                let host = self.host(side);
+                let question = host.question.take();
+                (host.answer, host.claimed) = (Some(Answer::Unreachable), 0);
+                if let Some(claim @ Question::Claim { .. }) = question {
+                    self.overdue.push((side, claim));
+                }
+            }
+            Action::CarryOut(which) => {
+                let (side, question) = self.overdue.remove(which);
+                self.won_late |= self.arbitrate(plant, side, question) == Answer::Won;
+            }
+            Action::AnswerOvertaken(side) => {
+                let lost = self.lost(plant, side);
+                self.overtaken = true;
+                self.host(side).answer = Some(lost);
+                return self.act(plant, Action::Answer(side));
+            }
+            Action::Late(which) => {
+                let (side, mut envelope) = self.late.remove(which);
+                if plant == Plant::NoFence {
+                    envelope = self.hosts[side as usize].unfenced(envelope);
+                }
+                let before = self.fenced_so_far(side);
+                self.primary_on(plant, side, primary::Input::Received(envelope.clone()));
+                self.backup_on(plant, side, backup::Input::Received(envelope));
+                self.fenced |= self.fenced_so_far(side) > before;
             }
             Action::Answer(side) => {
                 let Some(answer) = self.host(side).answer.take() else { return false };
+                self.host(side).claimed = 0;
                 if self.host(side).primary().is_some() {
                     self.primary_on(plant, side, primary::Input::Arbiter(answer));
                 } else {

@@ -20,7 +20,9 @@ impl World {
             }
             5 | 6 => {
                 // A cut cable: what was sent is sent again when it is mended, unless somebody gave up.
-                let until = self.now + self.rng.range(20 * MS, 900 * MS);
+                // Now and then just long enough for one side to give the other up while that still hears it.
+                let (least, most) = if self.rng.one_in(3) { (190 * MS, 420 * MS) } else { (20 * MS, 900 * MS) };
+                let until = self.now + self.rng.range(least, most);
                 let both = self.rng.one_in(2);
                 let first = self.rng.range(0, 2) as usize;
                 for wire in if both { vec![0, 1] } else { vec![first] } {
@@ -33,10 +35,38 @@ impl World {
                 self.cut(0, until);
                 self.after(later, Event::Cut { wire: 1, until });
             }
-            _ => {
+            _ if self.rng.one_in(2) => {
                 self.log(|| "the arbiter goes away".into());
                 self.arbiter_down = true;
             }
+            _ => {
+                for _ in 0..self.rng.range(1, 4) {
+                    self.member_fails();
+                }
+            }
+        }
+    }
+
+    /// A member of the arbiter fails, and returns after a while. It knows what it knew.
+    fn member_fails(&mut self) {
+        let member = self.rng.range(0, self.members.len() as u64) as usize;
+        self.log(|| format!("member {member} of the arbiter fails"));
+        self.members[member].up = false;
+        let away = self.rng.range(10 * MS, 700 * MS);
+        self.after(away, Event::MemberReturns(member));
+    }
+
+    pub(super) fn member_returns(&mut self, member: usize) {
+        if !std::mem::replace(&mut self.members[member].up, true) {
+            self.fact("a member of the arbiter fails and returns");
+            let delay = self.rng.range(0, 300 * MS);
+            self.after(delay, Event::CatchUp(member));
+        }
+    }
+
+    pub(super) fn catch_up(&mut self, member: usize) {
+        if self.members[member].up {
+            self.members[member].holds = self.register.clone();
         }
     }
 

@@ -3,9 +3,10 @@
 use super::process::Machine;
 use super::world::{A, Event, In, MS, Own, Plant, US, World};
 use super::{Broken, Entry, Guest, Side};
+use lockstep::replication::election::Answer;
 use lockstep::replication::held::HeldOutputs;
 use lockstep::replication::lease::Lease;
-use lockstep::replication::message::{Envelope, Message, Refusal};
+use lockstep::replication::message::{Envelope, Head, Kind, Message, Refusal};
 use lockstep::replication::{Settings, StopReason, Suspicion, backup, primary};
 
 impl World {
@@ -42,8 +43,15 @@ impl World {
                 }
             }
             (In::Frame(connection, head, payload), _) => {
-                if host.connection == Some(connection) {
+                let current = host.connection == Some(connection);
+                if self.frames_stray {
+                    self.keep_stray(side, current, head, &payload);
+                    self.deliver_stray(side);
+                }
+                // The connection may have ended by that.
+                if self.host(side).connection == Some(connection) {
                     let (envelope, bulk) = Envelope::decode(head, &payload).expect("the network changes nothing");
+                    self.host(side).heard_for = (connection, envelope.generation);
                     self.on_frame(side, envelope, bulk);
                 }
             }
@@ -58,9 +66,11 @@ impl World {
                     self.backup_on(side, backup::Input::Loaded, &[]);
                 }
             }
-            (In::Answer(number, answer), machine) => {
+            (In::Answer(number, answer), _) => {
+                let answer = self.overtaken(side, answer);
                 // Only the newest question is still asked.
-                match machine {
+                let host = self.host(side);
+                match &host.machine {
                     _ if number != host.asked => {}
                     Machine::Primary(_) => self.primary_on(side, primary::Input::Arbiter(answer), &[]),
                     _ => self.backup_on(side, backup::Input::Arbiter(answer), &[]),
@@ -71,6 +81,68 @@ impl World {
             (In::Switch, Machine::Primary(_)) => self.primary_on(side, primary::Input::SwitchRequested, &[]),
             (In::Switch, _) => {}
             (In::Park, _) => self.park(side),
+        }
+    }
+
+    /// Whoever has won, and was followed by somebody else before it heard so, may hear that instead.
+    fn overtaken(&mut self, side: Side, answer: Answer) -> Answer {
+        let id = self.host(side).id;
+        let holder = self.register.clone().filter(|holder| holder.host != id);
+        match (answer, holder) {
+            (Answer::Won, Some(holder)) if self.rng.one_in(2) => {
+                self.fact("a winner hears that it was overtaken");
+                Answer::Lost(Some(holder))
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// A frame that has come too late, or that the network has copied, may come again.
+    fn keep_stray(&mut self, side: Side, current: bool, head: Head, payload: &[u8]) {
+        if !current || self.rng.one_in(30) {
+            let stray = (side, head, payload.to_vec());
+            if self.strayed.len() < 64 {
+                self.strayed.push(stray);
+            } else {
+                let at = self.rng.range(0, 64) as usize;
+                self.strayed[at] = stray;
+            }
+        }
+    }
+
+    /// What was said for an older generation arrives on the connection that stands now.
+    fn deliver_stray(&mut self, side: Side) {
+        if !self.rng.one_in(60) || self.host(side).connection.is_none() {
+            return;
+        }
+        let host = self.host(side);
+        let (generation, (connection, spoken)) = (host.generation(), host.heard_for);
+        if host.connection != Some(connection) {
+            return;
+        }
+        let older = |(to, head, payload): &(Side, Head, Vec<u8>)| {
+            let (envelope, _) = Envelope::decode(*head, payload).expect("it was a message");
+            let token = head.kind != Kind::Refuse && envelope.generation > 0;
+            *to == side && token && envelope.generation < spoken
+        };
+        let Some(at) = self.strayed.iter().position(older) else { return };
+        let (_, head, payload) = self.strayed.remove(at);
+        let (mut envelope, bulk) = Envelope::decode(head, &payload).expect("it was a message");
+        let before = self.host(side).primary().cloned();
+        if self.plant == Plant::NoFence && before.is_some() {
+            envelope.generation = generation;
+        }
+        self.log(|| format!("{side:?} hears of an older generation: {envelope:?}"));
+        let fenced = self.host(side).fenced();
+        self.on_frame(side, envelope, bulk);
+        let host = self.host(side);
+        // A side that wakes gives the other up before it looks at what waits for it.
+        let given_up = host.connection != Some(connection);
+        let unchanged = before.is_some() && before.as_ref() == host.primary();
+        if host.fenced() > fenced {
+            self.fact("a message of an older generation is refused");
+        } else if !given_up && !unchanged {
+            self.broke(Broken::HeardAnOlderGeneration);
         }
     }
 
@@ -90,7 +162,8 @@ impl World {
         if let (Plant::AckAfterSuspicion, true, Message::Entries { first, count, .. }) =
             (self.plant, self.host(side).gave_up(), message)
         {
-            let (received, executed) = (first + u64::from(*count), 0);
+            let received = first + u64::from(*count);
+            let executed = self.host(side).backup().map_or(0, backup::Backup::executed);
             let received_stamp = self.clock(!side);
             let message = Message::Ack { received, executed, executed_stamp: 0, received_stamp };
             self.send(side, &Envelope { generation: envelope.generation, message }, &[]);

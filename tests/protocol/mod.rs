@@ -144,6 +144,8 @@ pub enum Broken {
     Missing,
     /// Something was sent by a backup that had given up its primary.
     SentAfterSuspicion,
+    /// What was said for an older generation had another effect than that the connection was given up.
+    HeardAnOlderGeneration,
     /// A side gave the other up in a run without faults.
     Needless,
     /// Faults over, and nothing came of it.

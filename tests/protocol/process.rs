@@ -27,6 +27,8 @@ pub(super) struct Process {
     /// What waits for a stopped process.
     pub(super) inbox: VecDeque<In>,
     pub(super) connection: Option<u64>,
+    /// On which connection the other side was heard, and for which generation it spoke last.
+    pub(super) heard_for: (u64, u64),
     pub(super) tick_at: Option<u64>,
     /// When it last did anything.
     pub(super) active_at: u64,
@@ -87,6 +89,7 @@ impl Process {
             paused: false,
             inbox: VecDeque::new(),
             connection: None,
+            heard_for: (0, 0),
             tick_at: None,
             active_at: 0,
             slept_ns: 0,
@@ -153,6 +156,11 @@ impl Process {
             Machine::Backup(backup) => backup.generation(),
             Machine::Changing => 0,
         }
+    }
+
+    /// Messages that it has refused for their generation.
+    pub(super) fn fenced(&self) -> u64 {
+        self.primary().map_or(0, Primary::fenced) + self.backup().map_or(0, Backup::fenced)
     }
 
     pub(super) fn has_stopped(&self) -> bool {

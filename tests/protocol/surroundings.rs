@@ -111,7 +111,9 @@ impl World {
             self.own(side, delay + MS, lost);
         }
         let silent = early || late;
-        self.after(delay, Event::Arbitrate { side, life, host, number, question, silent, other });
+        // What was given up may be carried out long after, when it has been asked again, or somebody else has.
+        let overdue = if early && self.rng.one_in(2) { self.rng.range(0, 700 * MS) } else { 0 };
+        self.after(delay + overdue, Event::Arbitrate { side, life, host, number, question, silent, other });
     }
 
     pub(super) fn arbitrate(
@@ -121,10 +123,18 @@ impl World {
         question: Question,
         silent: bool,
     ) {
+        let up = self.members.iter().filter(|member| member.up).count();
         let answer = if self.arbiter_down {
             self.fact("the arbiter is not reachable");
             Answer::Unreachable
+        } else if 2 * up < self.members.len() {
+            self.fact("the arbiter has no majority");
+            Answer::Unreachable
         } else {
+            let again = self.host(side).asked > number || self.host(side).life != life;
+            if silent && again && matches!(question, Question::Claim { .. }) {
+                self.fact("a claim is carried out after it was given up, and asked again");
+            }
             self.answer((host, life, other), question)
         };
         self.log(|| format!("arbiter: {side:?} {question:?} -> {answer:?}{}", if silent { " (unheard)" } else { "" }));
@@ -139,19 +149,49 @@ impl World {
 
     fn answer(&mut self, (host, life, other): (u64, u64, u64), question: Question) -> Answer {
         let held = self.register.as_ref().map(|claim| claim.generation);
+        // Any member that is there answers a read, with what it knows.
+        let up: Vec<usize> = (0..self.members.len()).filter(|member| self.members[*member].up).collect();
+        let member = up[self.rng.range(0, up.len() as u64) as usize];
+        let known = self.members[member].holds.as_ref().map(|claim| claim.generation);
         match question {
-            Question::Read => Answer::Holds(held),
+            Question::Read => {
+                if known != held {
+                    self.fact("a read is stale");
+                }
+                Answer::Holds(known)
+            }
             Question::Claim { expected, generation, shared_with } => {
                 let claim = Claim { generation, host, host_name: format!("host {host}"), shared_with };
+                let planted = match self.plant {
+                    Plant::ClaimUnasked => true,
+                    Plant::StaleReadBelieved => up
+                        .iter()
+                        .any(|member| self.members[*member].holds.as_ref().map(|claim| claim.generation) == expected),
+                    _ => false,
+                };
                 if self.register.as_ref() == Some(&claim) {
                     Answer::Won
-                } else if held == expected {
-                    self.register = Some(claim);
+                } else if held == expected || planted {
+                    self.commit(&claim, &up);
                     self.won.insert(generation, Won { by: life, pair_with: shared_with.map(|_| other) });
                     Answer::Won
                 } else {
                     Answer::Lost(self.register.clone())
                 }
+            }
+        }
+    }
+
+    /// A majority has the claim at once, the rest in a while.
+    fn commit(&mut self, claim: &Claim, up: &[usize]) {
+        self.register = Some(claim.clone());
+        let late = self.rng.range(0, up.len() as u64) as usize;
+        for (at, member) in up.iter().enumerate() {
+            if at == late && up.len() == self.members.len() {
+                let delay = self.rng.range(MS, 400 * MS);
+                self.after(delay, Event::CatchUp(*member));
+            } else {
+                self.members[*member].holds = Some(claim.clone());
             }
         }
     }

@@ -56,6 +56,12 @@ pub enum Plant {
     HeirAlone,
     /// A new primary lets out at once what the old one has not acknowledged.
     HeirLeaks,
+    /// A claim is set whatever the register holds.
+    ClaimUnasked,
+    /// A claim is set if a member of the arbiter that lags behind says that the register holds what it should.
+    StaleReadBelieved,
+    /// A primary does not look at the generation that a message speaks for.
+    NoFence,
 }
 
 pub(super) enum Item {
@@ -92,6 +98,10 @@ pub(super) enum Event {
         /// The other side's process.
         other: u64,
     },
+    /// A member of the arbiter learns what the others know.
+    CatchUp(usize),
+    /// It is back.
+    MemberReturns(usize),
     Cut {
         wire: usize,
         until: u64,
@@ -118,6 +128,13 @@ pub(super) enum In {
     Capture(u64),
     Switch,
     Park,
+}
+
+/// A member of the arbiter.
+pub(super) struct Member {
+    pub(super) up: bool,
+    /// What it knows of the register.
+    pub(super) holds: Option<Claim>,
 }
 
 /// One direction of the network.
@@ -164,7 +181,12 @@ pub struct World {
     pub(super) won: BTreeMap<u64, Won>,
     /// Entries that a backup that counts has held, by generation.
     pub(super) held_by_backup: BTreeMap<u64, u64>,
+    pub(super) members: [Member; 3],
+    /// The arbiter does not come back by itself.
     pub(super) arbiter_down: bool,
+    /// Frames that came too late for their connection, or that the network has copied: they may come on a later one, to this side.
+    pub(super) strayed: Vec<(Side, Head, Vec<u8>)>,
+    pub(super) frames_stray: bool,
     pub(super) arbiter_delay_ns: u64,
     pub(super) lose_verdicts: bool,
     pub(super) guest_ends: bool,
@@ -223,6 +245,9 @@ impl World {
             // A round trip stays below the time-out, as the protocol asks for.
             delay_ns: if rng.one_in(5) { rng.range(MS, 50 * MS) } else { rng.range(30 * US, 3 * MS) },
             jitter_ns: if rng.one_in(3) { rng.range(MS, 30 * MS) } else { rng.range(10 * US, MS) },
+            members: [(); 3].map(|()| Member { up: true, holds: register.clone() }),
+            strayed: Vec::new(),
+            frames_stray: rng.one_in(4),
             register,
             won: BTreeMap::new(),
             held_by_backup: BTreeMap::new(),
@@ -249,6 +274,7 @@ impl World {
             self.begin(side);
         }
         let faults = self.rng.range(0, 6);
+        self.frames_stray &= faults > 0;
         self.faultless = faults == 0;
         for _ in 0..faults {
             let at = self.rng.range(5 * MS, HEAL);
@@ -355,6 +381,8 @@ impl World {
             Event::Arbitrate { side, life, host, number, question, silent, other } => {
                 self.arbitrate((side, life, host, other), number, question, silent);
             }
+            Event::CatchUp(member) => self.catch_up(member),
+            Event::MemberReturns(member) => self.member_returns(member),
             Event::Cut { wire, until } => self.cut(wire, until),
             Event::Fault => self.strike(),
             Event::Switch => {
@@ -369,7 +397,10 @@ impl World {
             Event::Heal => {
                 self.healed = true;
                 self.arbiter_down = false;
-                (self.lose_verdicts, self.slow_writes) = (false, false);
+                for member in 0..self.members.len() {
+                    self.member_returns(member);
+                }
+                (self.lose_verdicts, self.slow_writes, self.frames_stray) = (false, false, false);
                 (self.delay_ns, self.jitter_ns, self.arbiter_delay_ns) = (100 * US, 100 * US, 5 * MS);
                 for side in [A, B] {
                     self.wake(side);

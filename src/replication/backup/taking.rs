@@ -89,7 +89,7 @@ impl Backup {
         self.state = State::Live;
         if self.handover && self.link.phase() == Phase::Greeted {
             self.took_stamp = now.max(1);
-            self.link.fence.expect(self.generation);
+            self.link.fence.leave_behind(self.generation);
             out.push(self.say(Message::Took { stamp: self.took_stamp }));
         }
         out.push(Action::BecomePrimary);
