@@ -11,6 +11,8 @@
 //! | [`doors`] | who stands at the machine's doors: the world, a log, or first the one and then the other |
 //! | [`replication`] | the fault-tolerance protocol as pure state machines |
 //! | [`arbiter`] | who may live: registers that only one side can win |
+//! | [`ladder`] | files that only climb, on storage that several hosts reach: what registers and stamps are made of |
+//! | [`cluster`] | what is known of all hosts and VMs, kept in the ensemble that is their arbiter |
 //! | [`backends`] | the world: clock, timer, random numbers, scheduling |
 //! | [`console`] | the guest's console over the network, every byte once; status and control |
 //! | [`net`] | the network outside of the guest's card: TAP or socket, packets held until released |
@@ -26,12 +28,14 @@ pub mod arbiter;
 pub mod backends;
 pub mod bench;
 pub mod cli;
+pub mod cluster;
 pub mod console;
 pub mod devices;
 pub mod disk;
 pub mod doors;
 pub mod guest;
 pub mod host;
+pub mod ladder;
 pub mod load;
 pub mod log;
 pub mod machine;

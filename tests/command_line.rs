@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 
 use lockstep::guest;
 use lockstep::log::frame::{self, FrameKind};
-use lockstep::replication::message::{Head, Hello, Kind, Message, Refusal, Role};
+use lockstep::replication::message::{Envelope, Head, Hello, Kind, Message, Refusal, Role};
 use lockstep::replication::{Identity, Settings};
 use recording::image::image;
 use recording::process::{LOCKSTEP, Process, lockstep, path, text, until};
@@ -171,7 +171,13 @@ fn a_host_without_kvm() {
 fn hello(role: Role) -> Hello {
     let cpu = lockstep::machine::cpuid::CpuKind::of(&recording::machine::boot("").cpuid).to_string();
     let me = Identity::new("lockstep", 7, "peer", &cpu).expect("names");
-    Hello::new(role, &me, &Settings::default(), 1)
+    Hello::new(role, &me, &Settings::default())
+}
+
+/// A backup says it without a generation, a primary with one.
+fn said(hello: Hello) -> Envelope {
+    let generation = u64::from(hello.role == Role::Primary);
+    Envelope { generation, message: Message::Hello(Box::new(hello)) }
 }
 
 /// What does not fit: a change of the hello (or another version of the protocol), and what must be said about it.
@@ -183,9 +189,9 @@ const MISFITS: [Misfit; 3] = [
     (None, |hello| hello.cpu = "AcmeCorp 1.2.3".into(), &["AcmeCorp 1.2.3", "one kind"]),
 ];
 
-fn send(stream: &mut TcpStream, kind: FrameKind, message: &Message, version: Option<u64>) {
+fn send(stream: &mut TcpStream, kind: FrameKind, envelope: &Envelope, version: Option<u64>) {
     let (mut payload, mut bytes) = (Vec::new(), Vec::new());
-    let head = message.encode(&mut payload);
+    let head = envelope.encode(&mut payload);
     frame::encode(kind, version.unwrap_or(head.number), head.count, &payload, &mut bytes).expect("a frame");
     stream.write_all(&bytes).expect("the other side takes it");
 }
@@ -220,12 +226,12 @@ fn a_primary_that_does_not_fit() {
     for (version, change, says) in MISFITS {
         let mut hello = hello(Role::Primary);
         change(&mut hello);
-        let message = Message::Hello(Box::new(hello));
-        meet(&|stream| send(stream, FrameKind::Hello, &message, version), says);
+        let hello = said(hello);
+        meet(&|stream| send(stream, FrameKind::Hello, &hello, version), says);
     }
-    let hello = Message::Hello(Box::new(hello(Role::Backup)));
+    let hello = said(hello(Role::Backup));
     meet(&|stream| send(stream, FrameKind::Hello, &hello, None), &["both sides are backups", "lockstep primary"]);
-    let refuse = Message::Refuse(Box::new(Refusal::Version { ours: 98, theirs: 1 }));
+    let refuse = Envelope::refuse(Refusal::Version { ours: 98, theirs: 1 });
     meet(&|stream| send(stream, FrameKind::Refuse, &refuse, None), &["refused", "version 98", "the same lockstep"]);
 }
 
@@ -243,7 +249,7 @@ fn a_backup_that_does_not_fit() {
         let mut stream = TcpStream::connect(&address).expect("the primary listens");
         let mut hello = hello(Role::Backup);
         change(&mut hello);
-        send(&mut stream, FrameKind::Hello, &Message::Hello(Box::new(hello)), version);
+        send(&mut stream, FrameKind::Hello, &said(hello), version);
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("an answer, and an orderly end");
         let mut rest = answer.as_slice();
@@ -251,8 +257,8 @@ fn a_backup_that_does_not_fit() {
         while let Some((frame, length)) = frame::parse(rest).expect("frames") {
             if frame.kind == FrameKind::Refuse {
                 let head = Head { kind: Kind::Refuse, number: frame.number, count: frame.count };
-                let (message, _) = Message::decode(head, frame.payload).expect("a refusal");
-                refusal = Some(message);
+                let (envelope, _) = Envelope::decode(head, frame.payload).expect("a refusal");
+                refusal = Some(envelope.message);
             }
             rest = &rest[length..];
         }

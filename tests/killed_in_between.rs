@@ -139,27 +139,6 @@ impl<'a> Ground<'a> {
         lives
     }
 
-    /// Whether `side`, which sleeps, does so with the lock of the arbiter's register in its hand. Then nobody wins anything before it
-    /// wakes up: storage that breaks the locks of hosts that are gone does not break that of one which is there.
-    fn sleeps_on_the_lock(&mut self, side: usize) -> bool {
-        let pid = self.cluster.side(side).pid().to_string();
-        let locks = std::fs::read_to_string("/proc/locks").expect("the kernel lists its locks");
-        locks.lines().any(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            words.get(1) == Some(&"FLOCK") && words.get(4) == Some(&pid.as_str())
-        })
-    }
-
-    /// Waits until both are awake and a pair again, whoever has the guest.
-    fn comes_together(&mut self) {
-        let host = eventually("one host has the guest, and the other protects it", || {
-            let states = [0, 1].map(|side| self.cluster.state(side));
-            let host = states.iter().position(|state| state == "protected")?;
-            (states[1 - host] == "following").then_some(host)
-        });
-        self.runs_on(host);
-    }
-
     /// The guest runs on `side`, and its clients get their answers.
     fn runs_on(&mut self, side: usize) {
         self.host = side;
@@ -281,27 +260,7 @@ fn round(
     println!("  {place}");
     *landed.entry(place).or_default() += 1;
 
-    let asleep = match (during, hit) {
-        (During::TakeOverFromSleeper, Hit::SleepBackup) => Some([host, backup]),
-        (_, Hit::SleepBackup) => Some([backup, backup]),
-        (_, Hit::SleepHost) => Some([host, host]),
-        (_, Hit::KillBackup | Hit::KillHost | Hit::Return) => None,
-    };
-    let on_the_lock = asleep.filter(|sleepers| sleepers.iter().any(|&side| ground.sleeps_on_the_lock(side)));
     let fate = match (during, hit) {
-        _ if during != During::TakeOver && on_the_lock.is_some() => {
-            let sleepers = on_the_lock.unwrap_or_default();
-            *landed.entry("(of these, with the lock of the register in its hand)".into()).or_default() += 1;
-            // Safe all the same: as long as it sleeps, nobody lives who has not won.
-            std::thread::sleep(Duration::from_millis(1500));
-            let states = [0, 1].map(|side| ground.cluster.state(side));
-            assert!(!states.iter().any(|state| state == "unprotected"), "nobody can have won: {states:?}");
-            for side in sleepers {
-                ground.cluster.signal(side, Signal::SIGCONT);
-            }
-            ground.comes_together();
-            Fate::GoesOn
-        }
         (During::TakeOverFromSleeper, Hit::SleepBackup | Hit::KillBackup) => {
             // Nobody is awake. The primary wakes up, and has either won or lost.
             ground.cluster.signal(host, Signal::SIGCONT);

@@ -70,7 +70,7 @@ impl Trouble {
         let path = |name: &str| pair.directory.path().join(name);
         let (from, to) = match self {
             Trouble::Away => (path("arbiter"), path("elsewhere")),
-            Trouble::Damaged => (path("arbiter/vm.register"), path("kept")),
+            Trouble::Damaged => (pair.register_file(), path("kept")),
         };
         match (self, on) {
             (Trouble::Away, true) => fs::rename(from, to).expect("a directory can be renamed"),

@@ -3,7 +3,7 @@
 use lockstep::machine::instant::Instant;
 use lockstep::replication::backup::{self, Backup};
 use lockstep::replication::election::Answer;
-use lockstep::replication::message::Message;
+use lockstep::replication::message::{Envelope, Message};
 use lockstep::replication::primary::{self, Primary};
 use lockstep::replication::{Identity, Settings};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -41,7 +41,7 @@ fn settle(
     while !(to_primary.is_empty() && to_backup.is_empty()) {
         for action in to_primary.drain(..) {
             match action {
-                primary::Action::Send(message) => backup.on(now, backup::Input::Received(message), to_backup),
+                primary::Action::Send(envelope) => backup.on(now, backup::Input::Received(envelope), to_backup),
                 primary::Action::Ask(_)
                 | primary::Action::StartGuest
                 | primary::Action::Lease { .. }
@@ -51,7 +51,7 @@ fn settle(
         }
         for action in to_backup.drain(..) {
             match action {
-                backup::Action::Send(message) => primary.on(now, primary::Input::Received(message), to_primary),
+                backup::Action::Send(envelope) => primary.on(now, primary::Input::Received(envelope), to_primary),
                 backup::Action::Connect
                 | backup::Action::Load
                 | backup::Action::Left { .. }
@@ -97,9 +97,10 @@ fn the_hot_path_allocates_nothing() {
     }
     for number in 0..1000 {
         let message = Message::Ack { received: number, executed: 2, executed_stamp: 3, received_stamp: 4 };
+        let envelope = Envelope { generation: 7, message };
         payload.clear();
-        let head = message.encode(&mut payload);
-        assert_eq!(Message::decode(head, &payload).unwrap().0, message);
+        let head = envelope.encode(&mut payload);
+        assert_eq!(Envelope::decode(head, &payload).unwrap().0, envelope);
     }
     let allocated = ALLOCATIONS.get() - before;
     assert_eq!(primary.appended(), 300_000);

@@ -131,6 +131,16 @@ fn three_zookeepers_do_what_the_script_says() {
 }
 
 #[test]
+fn one_arbiter_does_what_the_script_says() {
+    serves_as_the_script_says(Kind::Lockstep, 1);
+}
+
+#[test]
+fn three_arbiters_do_what_the_script_says() {
+    serves_as_the_script_says(Kind::Lockstep, 3);
+}
+
+#[test]
 fn the_script_reads_nothing_before_it_is_there() {
     let hasty = hasty_reads(&script());
     assert!(hasty.is_empty(), "reads of what another has just written, without a sync, in lines {hasty:?}");

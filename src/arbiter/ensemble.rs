@@ -142,7 +142,8 @@ impl Io {
 impl Drop for Io {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
+        // One of the thread's own tasks may have been the last to need it.
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
             let _ = thread.join();
         }
     }
@@ -161,9 +162,13 @@ pub(crate) struct Ensemble<S> {
 impl<S: Server> Ensemble<S> {
     /// The ensemble of `servers`, whose tasks live on `io`. `location` is where it is, for people.
     pub fn new(io: Io, servers: Vec<Arc<S>>, location: String) -> Self {
-        let health = servers.iter().map(|server| server.health()).collect();
-        io.handle().spawn(say_when_none_is_there(location.clone(), health));
         Ensemble { servers, preferred: Arc::default(), location, io }
+    }
+
+    /// Warns from now on while none of its servers can be reached.
+    pub fn warn_of_loss(&self) {
+        let health = self.servers.iter().map(|server| server.health()).collect();
+        self.io.handle().spawn(say_when_none_is_there(self.location.clone(), health));
     }
 
     /// Where it is, for people.
@@ -196,7 +201,8 @@ impl<S: Server> Ensemble<S> {
         heard.recv().unwrap_or_else(|_| Err(self.no_answer(|_| None)))
     }
 
-    fn no_answer(&self, heard: impl Fn(usize) -> Option<Silence>) -> ArbiterError {
+    /// That there is no answer, with what is known of each of the servers.
+    pub fn no_answer(&self, heard: impl Fn(usize) -> Option<Silence>) -> ArbiterError {
         no_answer(&self.servers, self.location.clone(), heard)
     }
 }
@@ -310,3 +316,6 @@ async fn say_when_none_is_there(location: String, mut health: Vec<watch::Receive
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

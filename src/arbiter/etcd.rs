@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::ensemble::{Ensemble, Health, Io, Server, Silence, Trouble};
-use super::register::{Flaw, parse, render};
+use super::register::{Flaw, from_text, to_text};
 use super::standing::{Standing, check_claim, check_vm};
 use super::uri::{ArbiterUri, Credentials, EnsembleUri};
 use super::{Arbiter, ArbiterError, Claim, Verdict, names};
@@ -322,12 +322,14 @@ impl Etcd {
             member
         };
         let members = uri.servers.iter().map(member).collect();
-        Ok(Etcd { ensemble: Ensemble::new(io, members, location), root: uri.root.clone() })
+        let ensemble = Ensemble::new(io, members, location);
+        ensemble.warn_of_loss();
+        Ok(Etcd { ensemble, root: uri.root.clone() })
     }
 
     fn register(&self, vm: &str) -> Result<Register, ArbiterError> {
         check_vm(vm)?;
-        let key = format!("{}/vms/{}/generation", self.root, names::escape(vm));
+        let key = names::register_path(&self.root, vm);
         Ok(Register { key, vm: vm.into(), location: self.location() })
     }
 }
@@ -364,7 +366,7 @@ impl Register {
     fn found(&self, range: Range) -> Result<Held, Trouble> {
         let Some(KeyValue { mod_revision, value }) = range.kvs.into_iter().next() else { return Ok(None) };
         let bytes = BASE64.decode(value).map_err(|_| Silence::Unreadable)?;
-        match parse(&self.vm, &bytes) {
+        match from_text(&self.vm, &bytes) {
             Ok(claim) => Ok(Some((claim, mod_revision))),
             Err(flaw) => Err(self.corrupt(flaw)),
         }
@@ -393,7 +395,7 @@ impl Register {
             };
             unchanged["key"] = encoded(&self.key).into();
             unchanged["result"] = "EQUAL".into();
-            let put = json!({ "key": encoded(&self.key), "value": encoded(render(&self.vm, claim)) });
+            let put = json!({ "key": encoded(&self.key), "value": encoded(to_text(&self.vm, claim)) });
             let body = json!({
                 "compare": [unchanged],
                 "success": [{ "request_put": put }],

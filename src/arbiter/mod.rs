@@ -53,7 +53,7 @@ pub fn is_name(name: &str) -> bool {
 pub enum Verdict {
     /// The register holds the claim, durably: it was set now, or by an earlier call.
     Won,
-    /// The register holds something else: this, or nothing at all.
+    /// The register holds something else: this, or nothing at all. The claim may have been set, and followed by another one.
     Lost(Option<Claim>),
 }
 
@@ -106,7 +106,7 @@ pub enum ArbiterError {
         /// The name.
         name: String,
     },
-    /// A claim must be on a larger generation than the one it replaces.
+    /// A claim must be on the generation after the one that it replaces.
     #[error("generation {claimed} does not follow {expected}")]
     Order {
         /// The generation expected.
@@ -124,8 +124,8 @@ pub trait Arbiter: Send + Sync {
     /// What the register of `vm` holds.
     fn read(&self, vm: &str) -> Result<Option<Claim>, ArbiterError>;
 
-    /// Sets the register of `vm` to `claim` if it holds the generation `expected` (`None`: if there is none).
-    /// Atomic among all hosts and durable when it returns [`Verdict::Won`]. The same claim may be made any number of
+    /// Sets the register of `vm` to `claim`, on the generation after `expected`, if it holds the generation `expected` (`None`: if there is none, and then
+    /// the claim is on generation 1). Atomic among all hosts and durable when it returns [`Verdict::Won`]. The same claim may be made any number of
     /// times: a register that holds it already counts as won.
     fn compare_and_set(&self, vm: &str, expected: Option<u64>, claim: &Claim) -> Result<Verdict, ArbiterError>;
 
@@ -133,12 +133,18 @@ pub trait Arbiter: Send + Sync {
     fn location(&self) -> String;
 }
 
+/// An arbiter, and the sessions behind it where it is an ensemble that can also keep what is known of the cluster.
+pub type Opened = (Arc<dyn Arbiter>, Option<Arc<zookeeper::Sessions>>);
+
 /// Opens an arbiter: a directory must be there; of an ensemble, sessions to its servers are being opened when this returns, and nothing is known of
 /// them yet.
-pub fn open(uri: &ArbiterUri) -> Result<Arc<dyn Arbiter>, ArbiterError> {
+pub fn open(uri: &ArbiterUri) -> Result<Opened, ArbiterError> {
     Ok(match uri {
-        ArbiterUri::File(directory) => Arc::new(register::RegisterFile::open(directory)?),
-        ArbiterUri::ZooKeeper(ensemble) => Arc::new(zookeeper::ZooKeeper::open(ensemble)?),
-        ArbiterUri::Etcd(ensemble) => Arc::new(etcd::Etcd::open(ensemble)?),
+        ArbiterUri::File(directory) => (Arc::new(register::RegisterFile::open(directory)?), None),
+        ArbiterUri::ZooKeeper(ensemble) => {
+            let sessions = zookeeper::Sessions::open(ensemble)?;
+            (Arc::new(zookeeper::ZooKeeper::over(sessions.clone())), Some(sessions))
+        }
+        ArbiterUri::Etcd(ensemble) => (Arc::new(etcd::Etcd::open(ensemble)?), None),
     })
 }

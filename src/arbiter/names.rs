@@ -19,6 +19,16 @@ pub fn unescape(part: &str) -> String {
     percent_decode_str(part).decode_utf8_lossy().into_owned()
 }
 
+/// Where everything of a VM is, below `root`.
+pub fn vm_path(root: &str, vm: &str) -> String {
+    format!("{root}/vms/{}", escape(vm))
+}
+
+/// Where the register of a VM is, below `root`.
+pub fn register_path(root: &str, vm: &str) -> String {
+    format!("{}/generation", vm_path(root, vm))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

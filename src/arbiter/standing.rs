@@ -40,7 +40,7 @@ pub(super) fn check_claim(expected: Option<u64>, claim: &Claim) -> Result<(), Ar
     if !is_name(&claim.host_name) {
         return Err(ArbiterError::Name { name: claim.host_name.clone() });
     }
-    if claim.generation <= expected.unwrap_or(0) {
+    if expected.unwrap_or(0).checked_add(1) != Some(claim.generation) {
         return Err(ArbiterError::Order { expected: expected.unwrap_or(0), claimed: claim.generation });
     }
     Ok(())

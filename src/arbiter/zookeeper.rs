@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use zookeeper_client as zk;
 
 use super::ensemble::{Ensemble, Health, Io, Server, Silence, Trouble};
-use super::register::{parse, render};
+use super::register::{from_text, to_text};
 use super::standing::{Standing, check_claim, check_vm};
 use super::uri::{Address, ArbiterUri, Credentials, EnsembleUri};
 use super::{Arbiter, ArbiterError, Claim, Verdict, names};
@@ -85,11 +85,11 @@ pub struct Link {
 
 impl Link {
     /// Keeps a session through the server at `address` open, on `io`, for as long as somebody has the link.
-    fn keep(io: &Handle, address: &Address, credentials: Option<Credentials>) -> Arc<Self> {
+    fn keep(io: &Handle, address: &Address, credentials: Option<Credentials>, changes: watch::Sender<()>) -> Arc<Self> {
         let (session_here, session) = watch::channel(None);
         let (health_here, health) = watch::channel(Err(Silence::Connecting));
         let address = address.to_string();
-        io.spawn(keep(address.clone(), credentials, session_here, health_here));
+        io.spawn(keep(address.clone(), credentials, session_here, health_here, changes));
         Arc::new(Link { address, session, health })
     }
 
@@ -132,6 +132,7 @@ async fn keep(
     credentials: Option<Credentials>,
     session_here: watch::Sender<Option<Session>>,
     health_here: watch::Sender<Health>,
+    changes: watch::Sender<()>,
 ) {
     let [first, longest] = RECONNECT;
     let mut pause = first;
@@ -143,6 +144,7 @@ async fn keep(
                     pause = first;
                     let _ = session_here.send(Some(session.clone()));
                     let _ = health_here.send(Ok(()));
+                    changes.send_replace(());
                     session.gone().await;
                     tracing::debug!(server = address, state = %session.client.state(), "the session is of no use any more");
                     let _ = session_here.send(None);
@@ -192,16 +194,40 @@ async fn connect(address: &str, credentials: Option<&Credentials>) -> Result<Ses
 pub struct Sessions {
     ensemble: Ensemble<Link>,
     root: String,
+    /// Changes when a session was opened.
+    opened: watch::Receiver<()>,
 }
 
 impl Sessions {
     /// Opens them.
     pub fn open(uri: &EnsembleUri) -> Result<Arc<Self>, ArbiterError> {
         let io = Io::start().map_err(ArbiterError::Thread)?;
-        let link = |server| Link::keep(io.handle(), server, uri.credentials.clone());
+        let (changes, opened) = watch::channel(());
+        let link = |server| Link::keep(io.handle(), server, uri.credentials.clone(), changes.clone());
         let links = uri.servers.iter().map(link).collect();
         let location = ArbiterUri::ZooKeeper(uri.clone()).to_string();
-        Ok(Arc::new(Sessions { ensemble: Ensemble::new(io, links, location), root: uri.root.clone() }))
+        Ok(Arc::new(Sessions { ensemble: Ensemble::new(io, links, location), root: uri.root.clone(), opened }))
+    }
+
+    /// A session through any server, as soon as there is one; through `but` only if there is no other.
+    pub async fn any(&self, but: Option<&str>) -> (Arc<Link>, Session) {
+        let mut opened = self.opened.clone();
+        loop {
+            opened.borrow_and_update();
+            let open = |link: &Arc<Link>| link.session.borrow().clone().map(|session| (link.clone(), session));
+            let mut all: Vec<_> = self.links().iter().filter_map(open).collect();
+            all.sort_by_key(|(link, _)| Some(link.address()) == but);
+            match all.into_iter().next() {
+                Some(found) => return found,
+                None if opened.changed().await.is_ok() => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// What is known of each of the servers, where none of them is of use.
+    pub fn no_answer(&self) -> ArbiterError {
+        self.ensemble.no_answer(|_| None)
     }
 
     /// Where everything is; empty for the root of the tree itself.
@@ -247,13 +273,14 @@ impl ZooKeeper {
 
     /// Registers in the ensemble to which there are sessions already.
     pub fn over(sessions: Arc<Sessions>) -> Self {
+        sessions.ensemble.warn_of_loss();
         ZooKeeper { sessions }
     }
 
     fn register(&self, vm: &str) -> Result<Register, ArbiterError> {
         check_vm(vm)?;
         let root = self.sessions.root().to_owned();
-        let path = format!("{root}/vms/{}/generation", names::escape(vm));
+        let path = names::register_path(&root, vm);
         Ok(Register { root, path, vm: vm.into(), location: self.location() })
     }
 }
@@ -291,7 +318,7 @@ impl Register {
     /// What it holds, as far as this server knows, and the version to write over it.
     async fn held(&self, session: &Session) -> Result<Option<(Claim, i32)>, Trouble> {
         match session.client.get_data(&self.path).await {
-            Ok((bytes, stat)) => match parse(&self.vm, &bytes) {
+            Ok((bytes, stat)) => match from_text(&self.vm, &bytes) {
                 Ok(claim) => Ok(Some((claim, stat.version))),
                 Err(flaw) => {
                     let path = format!("{} ({})", self.path, self.location).into();
@@ -331,7 +358,7 @@ impl Register {
 
     /// Writes over the version that was read, or what was not there. False: it is not so any more.
     async fn write(&self, session: &Session, version: Option<i32>, claim: &Claim) -> Result<bool, zk::Error> {
-        let text = render(&self.vm, claim);
+        let text = to_text(&self.vm, claim);
         let (client, options) = (&session.client, session.persistent());
         let Some(version) = version else {
             return match client.create(&self.path, text.as_bytes(), &options).await {

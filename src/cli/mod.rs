@@ -1,7 +1,9 @@
 //! The command line: one file per subcommand.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
+pub mod arbiter;
 pub mod bench;
+pub mod cluster;
 pub mod console;
 pub mod demo;
 pub mod demo_net;
@@ -19,6 +21,8 @@ pub mod replay;
 pub mod site;
 pub mod snapshot;
 pub mod status;
+pub mod table;
+pub mod top;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -48,8 +52,12 @@ enum Command {
     Log(log::LogArgs),
     Primary(pair::PrimaryArgs),
     Backup(pair::BackupArgs),
+    Arbiter(arbiter::ArbiterArgs),
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
+    Hosts(cluster::HostsArgs),
+    Vms(cluster::VmsArgs),
+    Top(top::TopArgs),
     Stop(operate::StopArgs),
     Pause(operate::PauseArgs),
     Resume(operate::ResumeArgs),
@@ -98,8 +106,12 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Log(args) => log::run(args).map(|()| ExitCode::SUCCESS),
         Command::Primary(args) => pair::run_primary(args),
         Command::Backup(args) => pair::run_backup(args),
+        Command::Arbiter(args) => arbiter::run(args),
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
+        Command::Hosts(args) => cluster::hosts(args),
+        Command::Vms(args) => cluster::vms(args),
+        Command::Top(args) => top::run(args),
         Command::Stop(args) => operate::stop(args),
         Command::Pause(args) => operate::pause(args),
         Command::Resume(args) => operate::resume(args),

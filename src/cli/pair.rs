@@ -10,6 +10,9 @@ use tokio::net::TcpListener;
 use super::machine_args::{MachineArgs, open_disk, plug_in};
 use crate::arbiter::{self, uri::ArbiterUri};
 use crate::backends::priority::prefer_this_thread;
+use crate::cluster::process::Process;
+use crate::cluster::records::Side;
+use crate::cluster::side::{Entry, Listed, reachable};
 use crate::console::hub::Hub;
 use crate::console::server;
 use crate::disk::open::Owner;
@@ -143,7 +146,7 @@ impl PairArgs {
         plugged: (Option<Arc<Port>>, Option<Arc<DiskPort>>),
         channel: &str,
         peers: Vec<String>,
-    ) -> anyhow::Result<(Site, TcpListener)> {
+    ) -> anyhow::Result<(Site, TcpListener, Option<Entry>)> {
         if !arbiter::is_name(vm) || vm.contains('/') {
             bail!("the VM's name must be 1 to {} bytes long, without `/`", arbiter::MAX_NAME);
         }
@@ -151,14 +154,22 @@ impl PairArgs {
             Some(name) => name.clone(),
             None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
         };
-        let me = Identity::new(vm, getrandom::u64()?, &host, &cpu.to_string())?;
-        let arbiter = arbiter::open(&self.arbiter)
+        let number = getrandom::u64()?;
+        let me = Identity::new(vm, number, &host, &cpu.to_string())?;
+        let (arbiter, sessions) = arbiter::open(&self.arbiter)
             .with_context(|| format!("{} cannot serve as arbiter (--arbiter)", self.arbiter))?;
         let control = listen(&self.control, "--control", "the console").await?;
         let listener = listen(channel, "--channel", "backups").await?;
         let hub = Arc::new(Hub::new(vm, &host, HISTORY_BYTES));
         hub.set_peer(self.peer_control.clone());
         let board = Board::new(hub.clone(), vm, &host);
+        let addresses = (control.local_addr()?, listener.local_addr()?);
+        let entry = sessions.map(|sessions| {
+            let [control, channel] = [addresses.0, addresses.1].map(|address| reachable(address, &sessions));
+            let process = Process::this(number);
+            let (vm, cpu) = (vm.into(), cpu.to_string());
+            Entry { side: Side { vm, host, process, control, channel, cpu, ..Side::default() }, sessions }
+        });
         let keeping = Keeping {
             digest_every_ns: self.digest_interval.saturating_mul(1_000_000),
             file: self.log.clone(),
@@ -170,7 +181,7 @@ impl PairArgs {
         let outlets = Outlets { hub, network, disk };
         let rejoin = self.rejoin;
         let site = Site { me, settings, keeping, transfer, outlets, board, arbiter, listener, peers, rejoin };
-        Ok((site, control))
+        Ok((site, control, entry))
     }
 }
 
@@ -201,9 +212,9 @@ fn exit_status(outcome: &Outcome) -> ExitCode {
         Outcome::Ended(reason) => super::guest_status(reason),
         Outcome::Stopped(StopReason::Operator | StopReason::Ended) => ExitCode::SUCCESS,
         Outcome::Stopped(StopReason::Diverged { .. }) => ExitCode::from(super::DIVERGED),
-        Outcome::Stopped(StopReason::Lost { .. } | StopReason::Refused(_) | StopReason::Mismatch(_)) => {
-            ExitCode::from(super::FAILED)
-        }
+        Outcome::Stopped(
+            StopReason::Lost { .. } | StopReason::Fenced { .. } | StopReason::Refused(_) | StopReason::Mismatch(_),
+        ) => ExitCode::from(super::FAILED),
     }
 }
 
@@ -236,7 +247,11 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
         let cpu = cpuid::CpuKind::of(&boot.cpuid);
         let name = &args.machine.name;
         let plugged = (args.machine.port()?, disk);
-        let (site, control) = args.pair.site(name, &cpu, settings, plugged, &args.channel, args.peer.clone()).await?;
+        let (site, control, mut entry) =
+            args.pair.site(name, &cpu, settings, plugged, &args.channel, args.peer.clone()).await?;
+        if let Some(entry) = &mut entry {
+            entry.side.memory_mib = Some(args.machine.memory);
+        }
         let (channel, console) = (site.listener.local_addr()?, control.local_addr()?);
         let register = site.arbiter.read(name).context("cannot ask the arbiter for the VM's generation")?;
         if let Some(disk) = site.outlets.disk.as_ref().filter(|_| register.is_none() || !args.pair.rejoin) {
@@ -258,14 +273,19 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
                 Start::Primary(Box::new(boot))
             }
         };
-        run_side(site, control, start).await
+        run_side(site, control, start, entry).await
     })
 }
 
 /// Runs one side to its end.
-async fn run_side(site: Site, control: TcpListener, start: Start) -> anyhow::Result<ExitCode> {
+async fn run_side(site: Site, control: TcpListener, start: Start, entry: Option<Entry>) -> anyhow::Result<ExitCode> {
     let (hub, board) = (site.outlets.hub.clone(), site.board.clone());
-    let end = serve(control, hub, board, pair::run(site, start)).await??;
+    let listed = entry.map(|entry| Listed::start(entry, &board));
+    let end = serve(control, hub, board, pair::run(site, start)).await;
+    if let Some(listed) = listed {
+        listed.end().await;
+    }
+    let end = end??;
     say(&end.outcome);
     if let (Some(_), Some(log)) = (&end.divergence, &end.log) {
         eprintln!("lockstep: the log is kept: lockstep replay {}", log.display());
@@ -284,7 +304,7 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     channel_runtime()?.block_on(async {
         let plugged = (plug_in(&args.net, &args.pcap)?, open_disk(&args.disk, Owner::Pair(&args.name))?);
         let peers = args.primary.clone();
-        let (mut site, control) =
+        let (mut site, control, entry) =
             args.pair.site(&args.name, &cpu, Settings::default(), plugged, &args.channel, peers).await?;
         // A divergence is worth nothing without the log that shows it. Whoever names no file gets one for that case alone.
         let scratch = scratch_log(&args.name, std::process::id());
@@ -299,7 +319,7 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
             site.listener.local_addr()?,
             control.local_addr()?
         );
-        let result = run_side(site, control, Start::Backup).await;
+        let result = run_side(site, control, Start::Backup, entry).await;
         let diverged = matches!(&result, Ok(status) if *status == ExitCode::from(super::DIVERGED));
         if !asked_for && !diverged {
             // Gone already if the primary never came.

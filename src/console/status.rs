@@ -180,6 +180,8 @@ pub struct DiskStatus {
     pub held: u64,
     /// Bytes that a new backup has yet to get.
     pub to_copy_bytes: u64,
+    /// The generation in which the VM has gone live elsewhere: this host changes the image no more.
+    pub lost_to_generation: Option<u64>,
 }
 
 impl fmt::Display for DiskStatus {
@@ -197,6 +199,9 @@ impl fmt::Display for DiskStatus {
         }
         if self.to_copy_bytes > 0 {
             write!(f, ", {} bytes to copy", self.to_copy_bytes)?;
+        }
+        if let Some(generation) = self.lost_to_generation {
+            write!(f, ", lost to generation {generation}")?;
         }
         Ok(())
     }
@@ -218,6 +223,8 @@ pub struct Status {
     pub generation: u64,
     /// The other host's logging channel.
     pub peer: Option<String>,
+    /// Memory of the guest, in MiB, once this host knows of the guest.
+    pub memory_mib: Option<u64>,
     /// How far the backup's execution is behind the primary's, in nanoseconds.
     pub execution_lag_ns: Option<u64>,
     /// How far the backup's execution is behind the primary's, in log entries.
@@ -240,6 +247,8 @@ pub struct Status {
     pub heartbeats_sent: u64,
     /// Heartbeats received from the peer.
     pub heartbeats_received: u64,
+    /// Messages of the peer that were refused because of the generation that they spoke for: of a side that has lost and does not know.
+    pub messages_fenced: u64,
     /// Milliseconds since anything was heard from the peer.
     pub last_heard_ms: Option<u64>,
     /// Milliseconds since this process took the machine.
@@ -293,6 +302,10 @@ impl fmt::Display for Status {
             (None, None) => "-".into(),
             (ns, entries) => format!("{}, {} entries", or_none(ns.map(duration)), or_none(entries)),
         };
+        let fenced = match self.messages_fenced {
+            0 => String::new(),
+            messages => format!("; {messages} messages of another generation refused"),
+        };
         let mut rows = vec![
             ("machine", format!("{} on {}", self.vm, self.host)),
             (
@@ -302,7 +315,7 @@ impl fmt::Display for Status {
             ("generation", self.generation.to_string()),
             ("peer", or_none(self.peer.as_ref())),
             ("last heard", or_none(self.last_heard_ms.map(|ms| format!("{ms} ms ago")))),
-            ("heartbeats", format!("{} sent, {} received", self.heartbeats_sent, self.heartbeats_received)),
+            ("heartbeats", format!("{} sent, {} received{fenced}", self.heartbeats_sent, self.heartbeats_received)),
             ("execution lag", lag),
             ("log", format!("{} entries{acknowledged}, {} B/s", self.entries, self.log_bytes_per_s)),
             ("outputs held", format!("{} ({} bytes)", self.outputs_held, self.console.held_bytes)),
@@ -337,7 +350,7 @@ impl fmt::Display for Status {
 }
 
 /// A duration in nanoseconds with three or four significant digits.
-fn duration(ns: u64) -> String {
+pub(crate) fn duration(ns: u64) -> String {
     match ns {
         0..1_000 => format!("{ns} ns"),
         1_000..1_000_000 => format!("{:.1} µs", ns as f64 / 1e3),

@@ -29,7 +29,7 @@ use crate::net::port::Port;
 use crate::replication::StopReason;
 use crate::replication::backup::{Action, Backup, Input, State};
 use crate::replication::election::Answer;
-use crate::replication::message::{Message, Refusal};
+use crate::replication::message::{Envelope, Message, Refusal};
 use crate::replication::primary::Primary;
 
 /// How long a backup whose guest has ended keeps the guest's last words for clients that come from a dead primary.
@@ -137,6 +137,7 @@ impl<'a> Driver<'a> {
     /// Drives until the role changes or ends.
     pub async fn drive(mut self) -> Result<Turn, HostError> {
         let mut refresh = super::board::refresh();
+        let mut shown = "";
         self.feed(Input::Start)?;
         if self.desk.connection.is_some() {
             // What came behind the change of roles.
@@ -150,6 +151,10 @@ impl<'a> Driver<'a> {
             if self.desk.stopped.is_some() {
                 self.give_up().await;
                 return Ok(Turn::Over);
+            }
+            if std::mem::replace(&mut shown, self.protocol.state().name()) != shown {
+                // Who watches the cluster hears of it at once.
+                self.report();
             }
             let time = super::due(self.protocol.next_deadline());
             let network = self.passes_on_until.and(self.desk.outlets.network.clone());
@@ -193,7 +198,8 @@ impl<'a> Driver<'a> {
                 Wake::Answer(answer) => self.feed(Input::Arbiter(answer))?,
                 Wake::Vcpu(said) => self.on_vcpu(said)?,
                 Wake::Strays(packets) => {
-                    if !self.desk.send(&Message::Strays, &crate::net::strays::encode(&packets)) {
+                    let strays = Envelope { generation: self.protocol.generation(), message: Message::Strays };
+                    if !self.desk.send(&strays, &crate::net::strays::encode(&packets)) {
                         self.desk.connection = None;
                         self.feed(Input::Disconnected)?;
                     }
@@ -236,7 +242,7 @@ impl<'a> Driver<'a> {
                 self.primary.clone_from(&primary);
                 self.connecting = Some(Box::pin(async move { TcpStream::connect(primary).await }));
             }
-            Action::Send(message) => self.broken |= !self.desk.send(&message, &[]),
+            Action::Send(envelope) => self.broken |= !self.desk.send(&envelope, &[]),
             Action::Disconnect => self.desk.disconnect(),
             Action::Load => {
                 self.load()?;
@@ -364,7 +370,7 @@ impl<'a> Driver<'a> {
             let Some(connection) = &mut self.desk.connection else { return Ok(()) };
             match connection.next_message() {
                 Ok(Some(mut received)) => match self.unpack(&mut received) {
-                    Ok(()) => self.feed(Input::Received(received.message))?,
+                    Ok(()) => self.feed(Input::Received(received.envelope))?,
                     Err(error) => return self.lost(&error),
                 },
                 Ok(None) => return Ok(()),
@@ -380,9 +386,14 @@ impl<'a> Driver<'a> {
         self.feed(Input::Disconnected)
     }
 
-    /// Makes sense of the bulk *before* the protocol hears of the message: what cannot be replayed is not acknowledged.
+    /// Makes sense of the bulk *before* the protocol hears of the message: what cannot be replayed is not acknowledged. Of what the protocol will refuse
+    /// for its generation nothing is looked at.
     fn unpack(&mut self, received: &mut Received) -> Result<(), BadMessage> {
-        match &received.message {
+        let Envelope { generation, message } = &received.envelope;
+        if !self.protocol.admits(message.kind(), *generation) {
+            return Ok(());
+        }
+        match message {
             Message::Boot | Message::Transfer | Message::State { .. } => self.bulk = std::mem::take(&mut received.bulk),
             Message::Chunk => {
                 if let Some(receiving) = &mut self.receiving {

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::snapshots::{self, Operated};
 
 use crate::console::hub::Hub;
 use crate::console::server::{ControlError, ControlHandler, Pending, Who};
-use crate::console::status::{GuestState, Status};
+use crate::console::status::{GuestState, Role, Status};
 use crate::console::wire::{Answer, Command};
 use crate::machine::doors::Control;
 use crate::machine::safepoint::Safepoints;
@@ -50,10 +50,45 @@ impl Reply {
     }
 }
 
+/// What of a host's status changes seldom, and matters at once when it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// What this host is to the machine.
+    pub role: Role,
+    /// The protocol's state.
+    pub state: String,
+    /// The generation.
+    pub generation: u64,
+    /// Name of the other host.
+    pub peer: Option<String>,
+    /// Memory of the guest, in MiB.
+    pub memory_mib: Option<u64>,
+}
+
+impl Summary {
+    /// Takes over what differs; whether anything did.
+    fn follow(&mut self, status: &Status) -> bool {
+        let Status { role, state, generation, peer, memory_mib, .. } = status;
+        let same = (self.role, &self.state, self.generation, &self.peer, self.memory_mib)
+            == (*role, state, *generation, peer, *memory_mib);
+        if !same {
+            *self = Summary {
+                role: *role,
+                state: state.clone(),
+                generation: *generation,
+                peer: peer.clone(),
+                memory_mib: *memory_mib,
+            };
+        }
+        !same
+    }
+}
+
 /// The status of this host, and the operator's wishes.
 pub struct Board {
     hub: Arc<Hub>,
     status: Mutex<Status>,
+    summary: watch::Sender<Summary>,
     /// Of the machine, once there is one: where it stands is asked of itself.
     safepoints: Mutex<Option<Safepoints>>,
     /// Of the machine, while it lives here: what snapshots are taken of.
@@ -73,6 +108,7 @@ impl Board {
         let status = Status { vm: vm.into(), host: host.into(), ..Status::default() };
         Arc::new(Board {
             hub,
+            summary: watch::Sender::new(Summary::default()),
             status: Mutex::new(status),
             safepoints: Mutex::new(None),
             operated: Mutex::new(None),
@@ -85,7 +121,14 @@ impl Board {
 
     /// Changes what is said.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut status);
+        self.summary.send_if_modified(|summary| summary.follow(&status));
+    }
+
+    /// What changes seldom, and the changes.
+    pub fn summary(&self) -> watch::Receiver<Summary> {
+        self.summary.subscribe()
     }
 
     /// The machine whose instant is shown.

@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::log::frame::{self, FrameError, FrameKind};
-use crate::replication::message::{Head, Kind, Message, MessageError};
+use crate::replication::message::{Envelope, Head, Kind, MessageError};
 
 /// Bytes read from the socket at a time.
 const READ_BYTES: usize = 256 << 10;
@@ -40,8 +40,8 @@ pub enum ChannelError {
 /// A message and the bulk that travelled with it.
 #[derive(Debug)]
 pub struct Received {
-    /// The message.
-    pub message: Message,
+    /// The message, with its token.
+    pub envelope: Envelope,
     /// Boot or entries; empty for other kinds.
     pub bulk: Vec<u8>,
 }
@@ -114,32 +114,35 @@ impl Connection {
     }
 
     /// Sends a message with its bulk, as far as the socket takes it.
-    pub fn send(&mut self, message: &Message, bulk: &[u8]) -> Result<(), ChannelError> {
+    pub fn send(&mut self, envelope: &Envelope, bulk: &[u8]) -> Result<(), ChannelError> {
         self.payload.clear();
-        let Head { kind, number, count } = message.encode(&mut self.payload);
+        let Head { kind, number, count } = envelope.encode(&mut self.payload);
         self.payload.extend_from_slice(bulk);
         frame::encode(frame_kind(kind), number, count, &self.payload, &mut self.outbox)?;
         self.flush()
     }
 
-    /// Sends a message that is nothing but its bulk. What the socket takes at once is not copied.
-    pub fn send_bulk(&mut self, message: &Message, bulk: &[u8]) -> Result<(), ChannelError> {
+    /// The same for a message that is nearly all bulk. What the socket takes at once is not copied.
+    pub fn send_bulk(&mut self, envelope: &Envelope, bulk: &[u8]) -> Result<(), ChannelError> {
         if !self.outbox.is_empty() {
-            return self.send(message, bulk);
+            return self.send(envelope, bulk);
         }
         self.payload.clear();
-        let Head { kind, number, count } = message.encode(&mut self.payload);
-        debug_assert!(self.payload.is_empty());
-        let header = frame::header(frame_kind(kind), number, count, bulk)?;
-        let sent = match self.stream.try_write_vectored(&[io::IoSlice::new(&header), io::IoSlice::new(bulk)]) {
+        let Head { kind, number, count } = envelope.encode(&mut self.payload);
+        let header = frame::header(frame_kind(kind), number, count, [&self.payload, bulk])?;
+        let parts = [&header[..], &self.payload, bulk];
+        let mut sent = match self.stream.try_write_vectored(&parts.map(io::IoSlice::new)) {
             Ok(0) => return Err(ChannelError::Closed),
             Ok(sent) => sent,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) => return Err(e.into()),
         };
         self.traffic.sent += sent as u64;
-        self.outbox.extend_from_slice(&header[sent.min(header.len())..]);
-        self.outbox.extend_from_slice(&bulk[sent.saturating_sub(header.len())..]);
+        for part in parts {
+            let whole = sent.min(part.len());
+            self.outbox.extend_from_slice(&part[whole..]);
+            sent -= whole;
+        }
         self.flush()
     }
 
@@ -216,8 +219,9 @@ impl Connection {
         let Some((frame, length)) = frame::parse(&self.inbox[self.used..self.filled])? else { return Ok(None) };
         let kind =
             Kind::ALL.into_iter().find(|kind| frame_kind(*kind) == frame.kind).ok_or(ChannelError::Kind(frame.kind))?;
-        let (message, bulk) = Message::decode(Head { kind, number: frame.number, count: frame.count }, frame.payload)?;
-        let received = Received { message, bulk: bulk.to_vec() };
+        let head = Head { kind, number: frame.number, count: frame.count };
+        let (envelope, bulk) = Envelope::decode(head, frame.payload)?;
+        let received = Received { envelope, bulk: bulk.to_vec() };
         self.used += length;
         Ok(Some(received))
     }

@@ -18,7 +18,7 @@ use super::{HostError, Keeping};
 use crate::console::status::Role;
 use crate::machine::divergence::Divergence;
 use crate::machine::snapshot::Boot;
-use crate::replication::message::{Message, Refusal};
+use crate::replication::message::{Envelope, Message, Refusal};
 use crate::replication::{Identity, Settings, StopReason};
 use crate::transfer::take::Subject;
 
@@ -83,13 +83,13 @@ impl Desk {
     }
 
     /// Sends; false: the connection is no use any more.
-    pub fn send(&mut self, message: &Message, bulk: &[u8]) -> bool {
-        self.heartbeats_sent += u64::from(matches!(message, Message::Heartbeat { .. }));
+    pub fn send(&mut self, envelope: &Envelope, bulk: &[u8]) -> bool {
+        self.heartbeats_sent += u64::from(matches!(envelope.message, Message::Heartbeat { .. }));
         let Some(connection) = &mut self.connection else { return true };
-        let sent = if matches!(message, Message::Chunk) {
-            connection.send_bulk(message, bulk)
+        let sent = if matches!(envelope.message, Message::Chunk) {
+            connection.send_bulk(envelope, bulk)
         } else {
-            connection.send(message, bulk)
+            connection.send(envelope, bulk)
         };
         match sent {
             Ok(()) => true,
@@ -140,7 +140,7 @@ impl Desk {
 /// Sends a caller away who is not wanted now.
 pub(super) fn turn_away(stream: TcpStream, refusal: Refusal) {
     if let Ok(mut connection) = Connection::new(stream)
-        && connection.send(&Message::Refuse(Box::new(refusal)), &[]).is_ok()
+        && connection.send(&Envelope::refuse(refusal), &[]).is_ok()
     {
         tokio::spawn(connection.close());
     }

@@ -26,7 +26,7 @@ use crate::machine::snapshot::Boot;
 use crate::net::strays;
 use crate::replication::backup::Backup;
 use crate::replication::election::Answer;
-use crate::replication::message::{Message, Refusal};
+use crate::replication::message::{Envelope, Message, Refusal};
 use crate::replication::primary::{Action, Input, Primary, State};
 
 /// Time between two horizons. A backup that keeps up is half of this behind a computing guest, on average; each horizon costs both
@@ -65,6 +65,8 @@ pub(super) struct Driver<'a> {
     closing: bool,
     /// The entries that the protocol is being told about.
     batch: Batch,
+    /// The bulk of the message that the protocol is being told about.
+    bulk: Vec<u8>,
     unstarted: Option<Unstarted>,
     /// The machine's world and log: of the guest, or of the one that has not started.
     living: Living,
@@ -114,6 +116,7 @@ impl<'a> Driver<'a> {
             broken: false,
             closing: false,
             batch: Batch::default(),
+            bulk: Vec::new(),
             unstarted,
             living,
             horizon: GuestInstant::BOOT,
@@ -136,6 +139,7 @@ impl<'a> Driver<'a> {
             self.desk.operate();
         }
         let mut refresh = super::board::refresh();
+        let mut shown = "";
         let mut horizon = tokio::time::interval(HORIZON_EVERY);
         horizon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.feed(Input::Start)?;
@@ -151,6 +155,10 @@ impl<'a> Driver<'a> {
             if self.desk.stopped.is_some() {
                 self.give_up();
                 return Ok(Turn::Over);
+            }
+            if std::mem::replace(&mut shown, self.protocol.state().name()) != shown {
+                // Who watches the cluster hears of it at once.
+                self.report();
             }
             let time = super::due(self.protocol.next_deadline());
             let running = self.desk.guest.as_ref().is_some_and(|guest| guest.ended.is_none());
@@ -179,7 +187,7 @@ impl<'a> Driver<'a> {
         match wake {
             Wake::Refresh => {
                 self.report();
-                Ok(())
+                self.look_at_the_disk()
             }
             Wake::Accepted(Ok((stream, address))) => self.on_accepted(stream, address),
             Wake::Accepted(Err(error)) => {
@@ -244,7 +252,7 @@ impl<'a> Driver<'a> {
 
     fn perform(&mut self, action: Action) -> Result<(), HostError> {
         match action {
-            Action::Send(message) => self.send(message)?,
+            Action::Send(envelope) => self.send(&envelope)?,
             Action::Disconnect => self.desk.disconnect(),
             Action::StartGuest => self.start_guest()?,
             Action::Lease { until_ns } => self.desk.outlets.set_lease(until_ns),
@@ -288,6 +296,11 @@ impl<'a> Driver<'a> {
                 self.desk.outlets.follow(Role::Backup, self.protocol.generation())?;
                 self.turn = Some(Turn::Backup(Box::new(Backup::handed_over((*self.protocol).clone()))));
             }
+            Action::Inject => {
+                if let Some(network) = &self.desk.outlets.network {
+                    network.inject(strays::decode(&self.bulk));
+                }
+            }
             Action::Suspect(suspicion) => tracing::warn!("the backup is given up: {suspicion}"),
             Action::Stop(reason) => {
                 tracing::info!("{reason}");
@@ -313,9 +326,9 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    fn send(&mut self, message: Message) -> Result<(), HostError> {
+    fn send(&mut self, envelope: &Envelope) -> Result<(), HostError> {
         let mut made = Vec::new();
-        let bulk = match &message {
+        let bulk = match &envelope.message {
             Message::Boot => {
                 self.set_boot_time()?;
                 let boot = self.unstarted.as_ref().map(|unstarted| &unstarted.boot);
@@ -334,7 +347,7 @@ impl<'a> Driver<'a> {
             Message::Entries { .. } => self.batch.bytes.as_slice(),
             _ => &[],
         };
-        self.broken |= !self.desk.send(&message, bulk);
+        self.broken |= !self.desk.send(envelope, bulk);
         drop(made);
         Ok(())
     }
@@ -398,12 +411,10 @@ impl<'a> Driver<'a> {
         while self.turn.is_none() {
             let Some(connection) = &mut self.desk.connection else { return Ok(()) };
             match connection.next_message() {
-                Ok(Some(Received { message: Message::Strays, bulk })) => {
-                    if let Some(network) = &self.desk.outlets.network {
-                        network.inject(strays::decode(&bulk));
-                    }
+                Ok(Some(Received { envelope, bulk })) => {
+                    self.bulk = bulk;
+                    self.feed(Input::Received(envelope))?;
                 }
-                Ok(Some(received)) => self.feed(Input::Received(received.message))?,
                 Ok(None) => return Ok(()),
                 Err(error) => return self.lost(&error),
             }
@@ -448,7 +459,8 @@ impl<'a> Driver<'a> {
     fn on_transfer(&mut self, sent: Sent) -> Result<(), HostError> {
         match sent {
             Sent::Chunk(bytes) => {
-                if !self.desk.send(&Message::Chunk, &bytes) {
+                let chunk = Envelope { generation: self.protocol.generation(), message: Message::Chunk };
+                if !self.desk.send(&chunk, &bytes) {
                     self.closing = true;
                     self.feed(Input::Disconnected)?;
                 }
@@ -526,6 +538,14 @@ impl<'a> Driver<'a> {
                 self.living.world.control(control);
                 Ok(())
             }
+        }
+    }
+
+    /// A host whose image was taken over elsewhere has lost, whatever else it knows.
+    fn look_at_the_disk(&mut self) -> Result<(), HostError> {
+        match self.desk.outlets.disk.as_ref().and_then(|disk| disk.lost()) {
+            Some(newer) => self.feed(Input::Fenced { newer }),
+            None => Ok(()),
         }
     }
 

@@ -18,7 +18,9 @@ fn common(desk: &mut Desk) -> impl FnOnce(&mut Status) + use<> {
         Some(_) => GuestState::Running,
         None => GuestState::Starting,
     };
+    let memory_mib = desk.guest.as_ref().map(|guest| guest.boot.memory_bytes >> 20);
     move |status| {
+        status.memory_mib = memory_mib.or(status.memory_mib);
         status.net = net;
         status.disk = disk;
         status.guest = guest;
@@ -53,6 +55,7 @@ pub(super) fn primary(desk: &mut Desk, protocol: &primary::Primary, transfer: Op
         status.entries_acknowledged = protected.then(|| protocol.acked());
         status.entries = protocol.appended();
         status.heartbeats_received = protocol.heartbeats();
+        status.messages_fenced = protocol.fenced();
         status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
         status.slowdown_per_mille = protocol.slow_down_per_mille().into();
         status.transfer = transfer;
@@ -85,6 +88,7 @@ pub(super) fn backup(desk: &mut Desk, protocol: &backup::Backup, transfer: Optio
         status.execution_lag_ns = None;
         status.execution_lag_entries = Some(protocol.received() - protocol.executed());
         status.heartbeats_received = protocol.heartbeats();
+        status.messages_fenced = protocol.fenced();
         status.last_heard_ms = protocol.heard_at().map(|at| now.saturating_sub(at) / 1_000_000);
         status.slowdown_per_mille = 0;
         status.transfer = transfer;

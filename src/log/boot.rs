@@ -22,8 +22,11 @@ pub enum BootError {
     Trailing(usize),
 }
 
+/// Bytes of a boot frame's payload that are not the boot's: on the logging channel a token stands before it.
+const RESERVED: usize = 8;
+
 fn max_bytes() -> usize {
-    FrameKind::Boot.max_payload()
+    FrameKind::Boot.max_payload() - RESERVED
 }
 
 /// The encoding: little endian, integers and lengths at their full width.

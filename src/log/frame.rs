@@ -260,25 +260,28 @@ impl Frame<'_> {
 
 /// Appends a frame to `out`; refuses ([`FrameError::TooLong`]) what [`parse`] would, and then writes nothing.
 pub fn encode(kind: FrameKind, number: u64, count: u32, payload: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
-    out.extend_from_slice(&header(kind, number, count, payload)?);
+    out.extend_from_slice(&header(kind, number, count, [payload, &[]])?);
     out.extend_from_slice(payload);
     Ok(())
 }
 
-/// What goes before `payload` in its frame.
-pub fn header(kind: FrameKind, number: u64, count: u32, payload: &[u8]) -> Result<[u8; HEADER_BYTES], FrameError> {
-    if payload.len() > kind.max_payload() {
-        return Err(FrameError::TooLong { kind, length: payload.len() });
+/// What goes before a payload, given in two parts, in its frame.
+pub fn header(kind: FrameKind, number: u64, count: u32, payload: [&[u8]; 2]) -> Result<[u8; HEADER_BYTES], FrameError> {
+    let length = payload[0].len() + payload[1].len();
+    if length > kind.max_payload() {
+        return Err(FrameError::TooLong { kind, length });
     }
+    let mut crc = crc32fast::Hasher::new();
+    payload.iter().for_each(|part| crc.update(part));
     let mut raw = Raw {
         magic: MAGIC,
         version: U16::new(VERSION),
         kind: kind as u8,
         reserved: 0,
-        length: U32::new(payload.len() as u32),
+        length: U32::new(length as u32),
         count: U32::new(count),
         number: U64::new(number),
-        payload_crc: U32::new(crc32fast::hash(payload)),
+        payload_crc: U32::new(crc.finalize()),
         header_crc: U32::ZERO,
     };
     raw.header_crc = U32::new(crc32fast::hash(&raw.as_bytes()[..HEADER_CRC_AT]));

@@ -13,9 +13,10 @@
 //! drops it *before* the arbiter is asked, and nothing is ever acknowledged again.
 
 use super::election::{Answer, Election, Outcome};
+use super::fence::Fence;
 use super::heritage::Heritage;
 use super::link::{Link, Phase};
-use super::message::{self, Goodbye, Hello, Message, Refusal, Role};
+use super::message::{self, Envelope, Goodbye, Hello, Kind, Message, Refusal, Role};
 use super::{Identity, Settings, StopReason, Suspicion, Violation};
 use std::sync::Arc;
 
@@ -97,16 +98,11 @@ impl Backup {
             Input::Connected => self.on_connected(now, out),
             Input::Disconnected => self.on_disconnected(now, out),
             Input::Heard => self.link.heard(now),
-            Input::Received(message) => {
-                if self.link.is_up() {
-                    self.link.heard(now);
-                    self.on_message(now, message, out);
-                }
-            }
+            Input::Received(envelope) => self.on_received(now, envelope, out),
             Input::Loaded => {
                 if matches!(self.state, State::Loading | State::Restoring) {
                     self.state = State::Ready;
-                    out.push(Action::Send(Message::Welcome { generation: self.generation }));
+                    out.push(self.say(Message::Welcome));
                 }
             }
             Input::Executed { entries, stamp } => self.on_executed(entries, stamp),
@@ -160,9 +156,9 @@ impl Backup {
     fn on_connected(&mut self, now: u64, out: &mut Vec<Action>) {
         match self.state {
             State::Connecting { again_at: None } if !self.link.is_up() => {
-                self.link.open(now);
-                let hello = Hello::new(Role::Backup, &self.me, &self.settings, 0);
-                out.push(Action::Send(Message::Hello(Box::new(hello))));
+                self.link.open(now, Fence::Unknown);
+                let hello = Hello::new(Role::Backup, &self.me, &self.settings);
+                out.push(self.say(Message::Hello(Box::new(hello))));
                 // The primary may take its time: it has a generation to win first.
                 self.link.greet(now);
             }
@@ -189,7 +185,30 @@ impl Backup {
         }
     }
 
-    fn on_message(&mut self, now: u64, message: Message, out: &mut Vec<Action>) {
+    /// Whether a message of this kind and generation may come. What comes beside the others is not to be looked at.
+    pub fn admits(&self, kind: Kind, generation: u64) -> bool {
+        self.link.fence.admits(kind, generation)
+    }
+
+    fn on_received(&mut self, now: u64, Envelope { generation, message }: Envelope, out: &mut Vec<Action>) {
+        if !self.link.is_up() {
+            return;
+        }
+        match self.link.admit(message.kind(), generation) {
+            Ok(()) => {
+                self.link.heard(now);
+                self.on_message(now, generation, message, out);
+            }
+            Err(violation) => self.lose_link(now, Suspicion::Violation(violation), out),
+        }
+    }
+
+    /// This, for the generation that this side holds or shares.
+    fn say(&self, message: Message) -> Action {
+        Action::Send(Envelope { generation: self.generation, message })
+    }
+
+    fn on_message(&mut self, now: u64, generation: u64, message: Message, out: &mut Vec<Action>) {
         let kind = message.kind();
         if let Message::Entries { stamp, released, .. }
         | Message::Horizon { stamp, released, .. }
@@ -220,7 +239,7 @@ impl Backup {
                     self.send_ack(out);
                 }
             }
-            (Message::Hello(hello), State::Connecting { .. }) => self.on_hello(hello, out),
+            (Message::Hello(hello), State::Connecting { .. }) => self.on_hello(now, generation, hello, out),
             (Message::OtherVersion { version }, State::Connecting { .. }) => {
                 self.refuse(Refusal::Version { ours: message::VERSION, theirs: version }, out);
             }
@@ -231,7 +250,7 @@ impl Backup {
             }
             (Message::Chunk, State::Receiving) => out.push(Action::Apply),
             (Message::State { entries }, State::Receiving) => self.on_state(entries, out),
-            (Message::Welcome { generation }, State::Ready) if generation == self.generation => {
+            (Message::Welcome, State::Ready) => {
                 self.state = State::Following;
                 self.send_ack(out);
             }
@@ -256,7 +275,7 @@ impl Backup {
             (
                 Message::Hello(_)
                 | Message::OtherVersion { .. }
-                | Message::Welcome { .. }
+                | Message::Welcome
                 | Message::Boot
                 | Message::Transfer
                 | Message::Chunk
@@ -286,19 +305,25 @@ impl Backup {
         possible
     }
 
-    fn on_hello(&mut self, hello: Box<Hello>, out: &mut Vec<Action>) {
+    fn on_hello(&mut self, now: u64, generation: u64, hello: Box<Hello>, out: &mut Vec<Action>) {
         if let Some(refusal) = hello.mismatch(&self.me, Role::Primary) {
             return self.refuse(refusal, out);
         }
+        if generation == 0 {
+            // A primary says hello when it has won one.
+            let violation = Violation::Generation { kind: Kind::Hello, expected: 1, found: 0 };
+            return self.lose_link(now, Suspicion::Violation(violation), out);
+        }
         self.settings.heartbeat_ns = hello.heartbeat_ns;
         self.settings.timeout_ns = hello.timeout_ns;
-        self.generation = hello.generation;
+        self.generation = generation;
+        self.link.fence = Fence::at(generation);
         self.peer = Some(Arc::from(hello));
         self.state = State::Loading;
     }
 
     fn refuse(&mut self, refusal: Refusal, out: &mut Vec<Action>) {
-        out.push(Action::Send(Message::Refuse(Box::new(refusal.clone()))));
+        out.push(Action::Send(Envelope::refuse(refusal.clone())));
         self.stop(StopReason::Mismatch(refusal), out);
     }
 
@@ -325,7 +350,7 @@ impl Backup {
     fn send_ack(&mut self, out: &mut Vec<Action>) {
         let (received, executed) = (self.received, self.executed);
         let (executed_stamp, received_stamp) = (self.executed_stamp, self.received_stamp);
-        out.push(Action::Send(Message::Ack { received, executed, executed_stamp, received_stamp }));
+        out.push(self.say(Message::Ack { received, executed, executed_stamp, received_stamp }));
         self.told = true;
     }
 
@@ -372,7 +397,7 @@ impl Backup {
     fn on_diverged(&mut self, entry: u64, text: &str, out: &mut Vec<Action>) {
         let text: Box<str> = message::clip(text).into();
         if self.link.phase() == Phase::Greeted {
-            out.push(Action::Send(Message::Diverged { entry, text: text.clone() }));
+            out.push(self.say(Message::Diverged { entry, text: text.clone() }));
         }
         self.stop(StopReason::Diverged { entry, text }, out);
     }
@@ -420,7 +445,7 @@ impl Backup {
             | State::Taking(_)
             | State::Asking(_) => {
                 if self.link.phase() == Phase::Greeted {
-                    out.push(Action::Send(Message::Goodbye(Goodbye::Operator)));
+                    out.push(self.say(Message::Goodbye(Goodbye::Operator)));
                 }
                 self.stop(StopReason::Operator, out);
             }
@@ -455,7 +480,7 @@ impl Backup {
         }
         if self.link.beat(now, self.settings.heartbeat_ns) {
             let (guest_clock_ns, released) = (self.guest_clock_ns, self.left);
-            out.push(Action::Send(Message::Heartbeat { stamp: now, guest_clock_ns, released }));
+            out.push(self.say(Message::Heartbeat { stamp: now, guest_clock_ns, released }));
             if self.state == State::Following && !self.told {
                 self.send_ack(out);
             }

@@ -1,8 +1,12 @@
-//! Silence and heartbeats: one connection as a state machine sees it.
+//! Silence, heartbeats and fencing tokens: one connection as a state machine sees it.
 //!
 //! Silence is measured from the last message *processed*, and is checked before the next one is. A process that was
 //! stopped and wakes up therefore suspects first, and whatever waited in its buffers comes too late; no rule
 //! for time jumps is needed beside this one.
+
+use super::Violation;
+use super::fence::Fence;
+use super::message::Kind;
 
 /// How far a connection has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,20 +44,33 @@ pub struct Link {
     heard_at: u64,
     /// When the next heartbeat is due, ns.
     beat_at: u64,
+    /// Which generation the other side may speak for.
+    pub(super) fence: Fence,
     /// Heartbeats heard, ever.
     pub(super) heartbeats: Observed,
+    /// Messages refused for their generation, ever.
+    pub(super) fenced: Observed,
 }
 
 impl Link {
     /// No connection.
     pub fn down() -> Self {
-        Link { phase: Phase::Down, heard_at: 0, beat_at: 0, heartbeats: Observed(0) }
+        let (heartbeats, fenced) = (Observed(0), Observed(0));
+        Link { phase: Phase::Down, heard_at: 0, beat_at: 0, fence: Fence::Unknown, heartbeats, fenced }
     }
 
-    /// A new connection; it replaces what was there.
-    pub fn open(&mut self, now: u64) {
+    /// A new connection; it replaces what was there. Of generations its other side may speak for what `fence` says.
+    pub fn open(&mut self, now: u64, fence: Fence) {
         self.phase = Phase::Open;
         self.heard_at = now;
+        self.fence = fence;
+    }
+
+    /// A message of this kind has come with this token. An error: the connection is to be given up.
+    pub fn admit(&mut self, kind: Kind, generation: u64) -> Result<(), Violation> {
+        let admitted = self.fence.admit(kind, generation);
+        self.fenced.0 += u64::from(admitted.is_err());
+        admitted
     }
 
     /// Heartbeats begin, the first at once.
@@ -66,9 +83,10 @@ impl Link {
     pub fn close(&mut self) -> bool {
         let was_up = self.is_up();
         self.phase = Phase::Down;
-        // Times of a link that is down mean nothing; equal states should be equal.
+        // What belongs to a connection means nothing when it is down; equal states should be equal.
         self.heard_at = 0;
         self.beat_at = 0;
+        self.fence = Fence::Unknown;
         was_up
     }
 

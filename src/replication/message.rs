@@ -1,30 +1,29 @@
 //! What the two sides tell each other, and its bytes.
 //!
-//! A message travels in one frame: kind, a number, a count, a payload (`log::frame` adds length, version and
-//! checksum). Bulk data, that is the boot and the log entries, stands at the end of the payload and never
-//! enters the state machines: [`Message::encode`] writes what goes before it, [`Message::decode`] gives it back as a
-//! slice. Of the state of a machine on its way to a new backup the protocol knows the beginning ([`Message::Transfer`]) and
+//! A message travels in an [`Envelope`] with the generation that its sender holds, its *fencing token* (see [`super::fence`]), and that in one frame: kind,
+//! a number, a count, a payload (`log::frame` adds length, version and checksum). Bulk data, that is the boot and the log entries, stands at the end of
+//! the payload and never enters the state machines: [`Envelope::encode`] writes what goes before it, [`Envelope::decode`] gives it back as a slice.
+//! Of the state of a machine on its way to a new backup the protocol knows the beginning ([`Message::Transfer`]) and
 //! the end ([`Message::State`]); what lies between is the driver's. The messages of the hot path (entries, ack, horizon, heartbeat) are fixed little-endian words; the
 //! rest is bincode with a limit. Trailing bytes are refused everywhere.
 //!
 //! `Hello`'s version stands in the frame's number and `Refuse` has a layout that never changes, so that two
-//! versions that understand nothing else of each other can still say so.
+//! versions that understand nothing else of each other can still say so: it is the one message without a token.
 
 use super::{Identity, Settings};
 use crate::machine::instant::Instant;
 use std::fmt;
 
+mod codec;
+
+pub(super) use codec::clip;
+pub use codec::{ENTRIES_HEAD, Head, MessageError, TOKEN_BYTES};
+
 /// The version of this protocol.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The most bytes of a divergence report.
 pub const MAX_TEXT: usize = 4096;
-
-/// Bytes before the entries in the payload of `Entries`.
-pub const ENTRIES_HEAD: usize = 16;
-
-/// The most bytes a bincode payload may make the decoder allocate.
-const MAX_COLD: usize = 4096;
 
 /// The kinds of messages, each with a frame kind of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,10 +78,26 @@ pub enum Role {
     Backup,
 }
 
+/// A message on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Envelope {
+    /// The fencing token: the generation that the sender holds, or shares. 0: it knows of none yet.
+    pub generation: u64,
+    /// What it says.
+    pub message: Message,
+}
+
+impl Envelope {
+    /// A refusal, which has no token.
+    pub fn refuse(refusal: Refusal) -> Self {
+        Envelope { generation: 0, message: Message::Refuse(Box::new(refusal)) }
+    }
+}
+
 /// A message of the logging channel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
-    /// Both ways, first: who speaks. The backup begins.
+    /// Both ways, first: who speaks. The backup begins; it knows of no generation, and takes the one that the primary's hello carries.
     Hello(Box<Hello>),
     /// A hello of another version, of which nothing but the version can be read.
     OtherVersion {
@@ -91,10 +106,7 @@ pub enum Message {
     },
     /// Backup to primary: the machine stands where the log begins. Primary to backup, in answer: the guest runs, and from
     /// here on this backup may be the survivor.
-    Welcome {
-        /// The pair's generation.
-        generation: u64,
-    },
+    Welcome,
     /// Both ways: no, and why. The connection ends here.
     Refuse(Box<Refusal>),
     /// Primary to backup: what the log starts from. Bulk.
@@ -169,15 +181,14 @@ pub enum Message {
         /// As in `Entries`.
         released: u64,
     },
-    /// Backup to primary, in answer: the guest goes on here, be the backup. Everything that follows comes from a primary.
+    /// Backup to primary, in answer: the guest goes on here, in the generation that the token says; be the backup. Everything that follows comes
+    /// from a primary.
     Took {
-        /// The generation that was won.
-        generation: u64,
         /// When it was sent, ns of the new primary's clock: its first stamp.
         stamp: u64,
     },
-    /// From a primary that has become the backup: packets for the guest that came to it all the same. Bulk; the driver's alone: the protocol is not
-    /// told.
+    /// From a primary that has become the backup: packets for the guest that came to it all the same. Bulk. The driver sends it, without asking the
+    /// protocol.
     Strays,
 }
 
@@ -194,8 +205,6 @@ pub struct Hello {
     pub host_name: String,
     /// Kind of processor.
     pub cpu: String,
-    /// The pair's generation; a backup, which does not know it yet, says 0.
-    pub generation: u64,
     /// Time between heartbeats, ns. The primary's holds.
     pub heartbeat_ns: u64,
     /// Time-out, ns. The primary's holds.
@@ -204,14 +213,13 @@ pub struct Hello {
 
 impl Hello {
     /// The hello of a host.
-    pub fn new(role: Role, me: &Identity, settings: &Settings, generation: u64) -> Self {
+    pub fn new(role: Role, me: &Identity, settings: &Settings) -> Self {
         Hello {
             role,
             vm: me.vm().into(),
             host: me.host(),
             host_name: me.host_name().into(),
             cpu: me.cpu().into(),
-            generation,
             heartbeat_ns: settings.heartbeat_ns,
             timeout_ns: settings.timeout_ns,
         }
@@ -308,59 +316,11 @@ pub enum Goodbye {
     Operator,
 }
 
-/// What a frame says beside its payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// The frame's kind.
-    pub kind: Kind,
-    /// The frame's number.
-    pub number: u64,
-    /// The frame's count.
-    pub count: u32,
-}
-
-/// Why a frame is no message.
-#[derive(Debug, thiserror::Error)]
-pub enum MessageError {
-    /// The payload's length is wrong for its kind.
-    #[error("{kind:?}: a payload of {length} bytes")]
-    Length {
-        /// The frame's kind.
-        kind: Kind,
-        /// The payload's length.
-        length: usize,
-    },
-    /// The frame's number or count is wrong for its kind.
-    #[error("{kind:?}: number {number}, count {count}")]
-    Head {
-        /// The frame's kind.
-        kind: Kind,
-        /// The frame's number.
-        number: u64,
-        /// The frame's count.
-        count: u32,
-    },
-    /// The payload is no bincode of its kind.
-    #[error("{kind:?}: unreadable payload")]
-    Payload {
-        /// The frame's kind.
-        kind: Kind,
-        /// What bincode says.
-        #[source]
-        source: bincode::error::DecodeError,
-    },
-    /// A name in a hello is empty or too long.
-    #[error("hello: {0}")]
-    Name(#[from] super::IdentityError),
-    /// A text is not UTF-8.
-    #[error("{kind:?}: the text is not UTF-8")]
-    Text {
-        /// The frame's kind.
-        kind: Kind,
-        /// What is wrong.
-        #[source]
-        source: std::str::Utf8Error,
-    },
+impl Kind {
+    /// Whether a host may say this that knows of no generation yet.
+    pub fn needs_no_generation(self) -> bool {
+        matches!(self, Kind::Hello | Kind::Refuse | Kind::Heartbeat | Kind::Goodbye)
+    }
 }
 
 impl Message {
@@ -368,7 +328,7 @@ impl Message {
     pub fn kind(&self) -> Kind {
         match self {
             Message::Hello(_) | Message::OtherVersion { .. } => Kind::Hello,
-            Message::Welcome { .. } => Kind::Welcome,
+            Message::Welcome => Kind::Welcome,
             Message::Refuse(_) => Kind::Refuse,
             Message::Boot => Kind::Boot,
             Message::Transfer => Kind::Transfer,
@@ -384,202 +344,5 @@ impl Message {
             Message::Took { .. } => Kind::Took,
             Message::Strays => Kind::Strays,
         }
-    }
-
-    /// Appends the payload, up to where the bulk (boot, state, entries) follows, to `payload`; returns the rest of the
-    /// frame.
-    pub fn encode(&self, payload: &mut Vec<u8>) -> Head {
-        let (number, count) = match self {
-            Message::Hello(hello) => {
-                cold(hello.as_ref(), payload);
-                (VERSION.into(), 0)
-            }
-            Message::OtherVersion { version } => ((*version).into(), 0),
-            Message::Welcome { generation } => (*generation, 0),
-            Message::Refuse(refusal) => (0, encode_refusal(refusal, payload)),
-            Message::Boot | Message::Transfer | Message::Chunk | Message::Strays => (0, 0),
-            Message::State { entries } => (*entries, 0),
-            Message::Entries { first, count, stamp, released, .. } => {
-                words([*stamp, *released], payload);
-                (*first, *count)
-            }
-            Message::Horizon { entries, at, stamp, released } => {
-                words([at.exits, at.polls, *stamp, *released], payload);
-                (*entries, 0)
-            }
-            Message::Ack { received, executed, executed_stamp, received_stamp } => {
-                words([*executed, *executed_stamp, *received_stamp], payload);
-                (*received, 0)
-            }
-            Message::Heartbeat { stamp, guest_clock_ns, released } => {
-                words([*guest_clock_ns, *released], payload);
-                (*stamp, 0)
-            }
-            Message::Diverged { entry, text } => {
-                payload.extend_from_slice(clip(text).as_bytes());
-                (*entry, 0)
-            }
-            Message::Goodbye(Goodbye::Ended { entries }) => (*entries, 0),
-            Message::Goodbye(Goodbye::Operator) => (0, 1),
-            Message::Handover { entries, released } => {
-                words([*released], payload);
-                (*entries, 0)
-            }
-            Message::Took { generation, stamp } => {
-                words([*stamp], payload);
-                (*generation, 0)
-            }
-        };
-        Head { kind: self.kind(), number, count }
-    }
-
-    /// Reads a frame; gives the bulk back beside the message (empty for kinds that have none).
-    pub fn decode(head: Head, payload: &[u8]) -> Result<(Message, &[u8]), MessageError> {
-        let Head { kind, number, count } = head;
-        let wrong_length = || MessageError::Length { kind, length: payload.len() };
-        let wrong_head = || MessageError::Head { kind, number, count };
-        let counted = matches!(kind, Kind::Entries | Kind::Refuse | Kind::Goodbye);
-        let numbered = !matches!(kind, Kind::Boot | Kind::Transfer | Kind::Chunk | Kind::Strays | Kind::Refuse);
-        if (count != 0 && !counted) || (number != 0 && !numbered) {
-            return Err(wrong_head());
-        }
-        let empty = |message| if payload.is_empty() { Ok((message, payload)) } else { Err(wrong_length()) };
-        match kind {
-            Kind::Hello => match u32::try_from(number).map_err(|_| wrong_head())? {
-                VERSION => {
-                    let hello: Hello = cold_back(kind, payload)?;
-                    Identity::new(&hello.vm, hello.host, &hello.host_name, &hello.cpu)?;
-                    Ok((Message::Hello(Box::new(hello)), &[]))
-                }
-                version => Ok((Message::OtherVersion { version }, &[])),
-            },
-            Kind::Welcome => empty(Message::Welcome { generation: number }),
-            Kind::Refuse => Ok((Message::Refuse(Box::new(decode_refusal(count, payload)?)), &[])),
-            Kind::Boot => Ok((Message::Boot, payload)),
-            Kind::Transfer => Ok((Message::Transfer, payload)),
-            Kind::Chunk => Ok((Message::Chunk, payload)),
-            Kind::Strays => Ok((Message::Strays, payload)),
-            Kind::State => Ok((Message::State { entries: number }, payload)),
-            Kind::Entries => {
-                let (head, bulk) = payload.split_first_chunk::<ENTRIES_HEAD>().ok_or_else(wrong_length)?;
-                let [stamp, released] = words_back(head).ok_or_else(wrong_length)?;
-                let bytes = u32::try_from(bulk.len()).map_err(|_| wrong_length())?;
-                if count == 0 || number.checked_add(count.into()).is_none() {
-                    return Err(wrong_head());
-                }
-                Ok((Message::Entries { first: number, count, bytes, stamp, released }, bulk))
-            }
-            Kind::Horizon => {
-                let [exits, polls, stamp, released] = words_back(payload).ok_or_else(wrong_length)?;
-                Ok((Message::Horizon { entries: number, at: Instant { exits, polls }, stamp, released }, &[]))
-            }
-            Kind::Ack => {
-                let [executed, executed_stamp, received_stamp] = words_back(payload).ok_or_else(wrong_length)?;
-                Ok((Message::Ack { received: number, executed, executed_stamp, received_stamp }, &[]))
-            }
-            Kind::Heartbeat => {
-                let [guest_clock_ns, released] = words_back(payload).ok_or_else(wrong_length)?;
-                Ok((Message::Heartbeat { stamp: number, guest_clock_ns, released }, &[]))
-            }
-            Kind::Diverged => {
-                if payload.len() > MAX_TEXT {
-                    return Err(wrong_length());
-                }
-                let text = std::str::from_utf8(payload).map_err(|source| MessageError::Text { kind, source })?;
-                Ok((Message::Diverged { entry: number, text: text.into() }, &[]))
-            }
-            Kind::Goodbye => match (number, count) {
-                (entries, 0) => empty(Message::Goodbye(Goodbye::Ended { entries })),
-                (0, 1) => empty(Message::Goodbye(Goodbye::Operator)),
-                (_, _) => Err(wrong_head()),
-            },
-            Kind::Handover => {
-                let [released] = words_back(payload).ok_or_else(wrong_length)?;
-                Ok((Message::Handover { entries: number, released }, &[]))
-            }
-            Kind::Took => {
-                let [stamp] = words_back(payload).ok_or_else(wrong_length)?;
-                Ok((Message::Took { generation: number, stamp }, &[]))
-            }
-        }
-    }
-}
-
-/// The longest head of `text` that has at most [`MAX_TEXT`] bytes and ends between two characters.
-pub(super) fn clip(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_TEXT)]
-}
-
-fn words<const N: usize>(values: [u64; N], payload: &mut Vec<u8>) {
-    for value in values {
-        payload.extend_from_slice(&value.to_le_bytes());
-    }
-}
-
-fn words_back<const N: usize>(payload: &[u8]) -> Option<[u64; N]> {
-    let (words, rest) = payload.as_chunks::<8>();
-    let words: &[[u8; 8]; N] = words.try_into().ok()?;
-    rest.is_empty().then(|| words.map(u64::from_le_bytes))
-}
-
-fn cold(value: &impl bincode::Encode, payload: &mut Vec<u8>) {
-    // Writing to memory cannot fail, and no field of ours has a lock or a map in it.
-    bincode::encode_into_std_write(value, payload, bincode::config::standard()).expect("a Vec takes everything");
-}
-
-fn cold_back<T: bincode::Decode<()>>(kind: Kind, payload: &[u8]) -> Result<T, MessageError> {
-    let config = bincode::config::standard().with_limit::<MAX_COLD>();
-    let (value, used) =
-        bincode::decode_from_slice(payload, config).map_err(|source| MessageError::Payload { kind, source })?;
-    if used == payload.len() { Ok(value) } else { Err(MessageError::Length { kind, length: payload.len() }) }
-}
-
-/// The codes of refusals never change their meaning, and versions to come only add to them.
-fn encode_refusal(refusal: &Refusal, payload: &mut Vec<u8>) -> u32 {
-    match refusal {
-        Refusal::Version { ours, theirs } => {
-            words([(*ours).into(), (*theirs).into()], payload);
-            1
-        }
-        Refusal::Role(Role::Primary) => 2,
-        Refusal::Role(Role::Backup) => 3,
-        Refusal::Vm(names) => {
-            cold(names, payload);
-            4
-        }
-        Refusal::Cpu(names) => {
-            cold(names, payload);
-            5
-        }
-        Refusal::Times { heartbeat_ns, timeout_ns } => {
-            words([*heartbeat_ns, *timeout_ns], payload);
-            6
-        }
-        Refusal::Busy => 7,
-        Refusal::Other { code } => *code,
-    }
-}
-
-fn decode_refusal(code: u32, payload: &[u8]) -> Result<Refusal, MessageError> {
-    let kind = Kind::Refuse;
-    let wrong_length = || MessageError::Length { kind, length: payload.len() };
-    let empty = |refusal| if payload.is_empty() { Ok(refusal) } else { Err(wrong_length()) };
-    match code {
-        1 => {
-            let [ours, theirs] = words_back(payload).ok_or_else(wrong_length)?.map(|v| u32::try_from(v).ok());
-            let wrong = || MessageError::Head { kind, number: 0, count: code };
-            Ok(Refusal::Version { ours: ours.ok_or_else(wrong)?, theirs: theirs.ok_or_else(wrong)? })
-        }
-        2 => empty(Refusal::Role(Role::Primary)),
-        3 => empty(Refusal::Role(Role::Backup)),
-        4 => Ok(Refusal::Vm(cold_back(kind, payload)?)),
-        5 => Ok(Refusal::Cpu(cold_back(kind, payload)?)),
-        6 => {
-            let [heartbeat_ns, timeout_ns] = words_back(payload).ok_or_else(wrong_length)?;
-            Ok(Refusal::Times { heartbeat_ns, timeout_ns })
-        }
-        7 => empty(Refusal::Busy),
-        // 8 was, up to version 2: the guest runs and takes no new backup.
-        code => Ok(Refusal::Other { code }),
     }
 }

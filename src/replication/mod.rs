@@ -16,10 +16,12 @@
 //! | [`flow`], [`ledger`] | how much of the log is under way, and when the vCPU has to wait for it |
 //! | [`lag`] | slowing the primary when the backup falls behind |
 //! | [`link`] | silence and heartbeats |
+//! | [`fence`] | which generation the other side may speak for |
 //! | `heritage` | what a role leaves to the other when they change |
 
 pub mod backup;
 pub mod election;
+pub mod fence;
 pub mod flow;
 pub mod held;
 mod heritage;
@@ -185,11 +187,13 @@ pub enum Violation {
         /// Number that it had.
         found: u64,
     },
-    /// Another generation than the pair's.
+    /// A message of a generation that is over, or cannot be yet.
     Generation {
-        /// The pair's.
+        /// What the other side said.
+        kind: message::Kind,
+        /// The generation that it should have spoken for; 0: none.
         expected: u64,
-        /// The other side's.
+        /// The one that it spoke for.
         found: u64,
     },
 }
@@ -220,7 +224,12 @@ impl fmt::Display for Violation {
                 write!(f, "it let out the outputs of {released} entries, of which {acknowledged} were acknowledged")
             }
             Violation::Gap { expected, found } => write!(f, "entry {found} came where {expected} was due"),
-            Violation::Generation { expected, found } => write!(f, "generation {found} instead of {expected}"),
+            Violation::Generation { kind, expected, found } if found < expected => {
+                write!(f, "{kind:?} of generation {found}, which is over: this is {expected}")
+            }
+            Violation::Generation { kind, expected, found } => {
+                write!(f, "{kind:?} of generation {found}, which cannot be: this is {expected}")
+            }
         }
     }
 }
@@ -236,6 +245,13 @@ pub enum StopReason {
         generation: u64,
         /// Who holds the register; `None` if it has been removed.
         holder: Option<Claim>,
+    },
+    /// Storage that the hosts share has been taken over in a later generation: this side may not go on.
+    Fenced {
+        /// The generation that this side holds.
+        generation: u64,
+        /// The one that has taken it over.
+        newer: u64,
     },
     /// The other side refused this one.
     Refused(Refusal),
@@ -264,6 +280,10 @@ impl fmt::Display for StopReason {
             StopReason::Lost { generation, holder: None } => {
                 write!(f, "lost generation {generation} at the arbiter: the register is gone")
             }
+            StopReason::Fenced { generation, newer } => write!(
+                f,
+                "lost the disk: the machine has gone live elsewhere in generation {newer}, and this host holds {generation}; it has changed nothing since"
+            ),
             StopReason::Refused(refusal) => write!(f, "the other side refused: {refusal}"),
             StopReason::Mismatch(refusal) => write!(f, "the other side does not fit: {refusal}"),
             StopReason::Diverged { entry, text } => write!(f, "diverged at entry {entry}: {text}"),

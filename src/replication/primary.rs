@@ -23,10 +23,11 @@
 //! A survivor begins in Unprotected, and a backup that was handed the guest in Protected ([`Primary::from_backup`]).
 
 use super::election::{Answer, Election, Outcome};
+use super::fence::Fence;
 use super::flow::Flow;
 use super::lease::Lease;
 use super::link::{Link, Phase};
-use super::message::{self, Goodbye, Hello, Message, Refusal, Role};
+use super::message::{self, Envelope, Goodbye, Hello, Message, Refusal, Role};
 use super::{Identity, Settings, StopReason, Suspicion, Violation};
 use crate::machine::instant::Instant;
 use std::sync::Arc;
@@ -114,16 +115,12 @@ impl Primary {
             Input::Tick { guest_clock_ns } => self.guest_clock_ns = guest_clock_ns,
             Input::Connected => {
                 self.on_disconnected(now, out);
-                self.link.open(now);
+                // A backup that has just come knows of no generation.
+                self.link.open(now, Fence::at(0));
             }
             Input::Disconnected => self.on_disconnected(now, out),
             Input::Heard => self.link.heard(now),
-            Input::Received(message) => {
-                if self.link.is_up() {
-                    self.link.heard(now);
-                    self.on_message(now, message, out);
-                }
-            }
+            Input::Received(envelope) => self.on_received(now, envelope, out),
             Input::Appended { entries, bytes } => self.on_appended(now, entries, bytes, out),
             Input::Horizon { entries, at } => self.on_horizon(now, entries, at, out),
             Input::Left { below } => {
@@ -144,6 +141,11 @@ impl Primary {
             Input::Captured { transfer, entries } => self.on_captured(transfer, entries, out),
             Input::SwitchRequested => self.on_switch_requested(out),
             Input::Parked => self.on_parked(now, out),
+            Input::Fenced { newer } => {
+                // Whoever has put that there has won it.
+                out.push(Action::Hold);
+                self.stop(StopReason::Fenced { generation: self.generation, newer }, out);
+            }
         }
         self.on_time(now, out);
     }
@@ -168,6 +170,24 @@ impl Primary {
         out.push(Action::Ask(question));
     }
 
+    fn on_received(&mut self, now: u64, Envelope { generation, message }: Envelope, out: &mut Vec<Action>) {
+        if !self.link.is_up() {
+            return;
+        }
+        match self.link.admit(message.kind(), generation) {
+            Ok(()) => {
+                self.link.heard(now);
+                self.on_message(now, message, out);
+            }
+            Err(violation) => self.lose_link(now, Suspicion::Violation(violation), out),
+        }
+    }
+
+    /// This, for the generation that this side holds.
+    fn say(&self, message: Message) -> Action {
+        Action::Send(Envelope { generation: self.generation, message })
+    }
+
     fn on_message(&mut self, now: u64, message: Message, out: &mut Vec<Action>) {
         let kind = message.kind();
         match (message, &self.state) {
@@ -179,21 +199,19 @@ impl Primary {
             (Message::OtherVersion { version }, _) if self.link.phase() == Phase::Open => {
                 self.refuse(Refusal::Version { ours: message::VERSION, theirs: version }, out);
             }
-            (Message::Welcome { generation }, State::Preparing | State::Joining { patience_ends: None }) => {
-                self.on_welcome(now, generation, out);
-            }
+            (Message::Welcome, State::Preparing | State::Joining { patience_ends: None }) => self.on_welcome(now, out),
             // Of entries that it had acknowledged before it was asked to take over.
             (Message::Ack { .. }, State::HandingOver { .. }) => {}
-            (Message::Took { generation, stamp }, State::HandingOver { .. }) => {
-                self.on_took(now, generation, stamp, out);
-            }
+            (Message::Took { stamp }, State::HandingOver { .. }) => self.on_took(stamp, out),
+            // Packets that came to the old primary after it had handed over; perhaps while this side is handing over in its turn.
+            (Message::Strays, State::Protected | State::HandingOver { .. }) => out.push(Action::Inject),
             (Message::Diverged { entry, text }, _) => self.lose_link(now, Suspicion::Diverged { entry, text }, out),
             (Message::Refuse(refusal), _) => self.lose_link(now, Suspicion::Refused(*refusal), out),
             (Message::Goodbye(goodbye), _) => self.lose_link(now, Suspicion::Left(goodbye), out),
             (
                 Message::Hello(_)
                 | Message::OtherVersion { .. }
-                | Message::Welcome { .. }
+                | Message::Welcome
                 | Message::Boot
                 | Message::Transfer
                 | Message::Chunk
@@ -242,27 +260,24 @@ impl Primary {
 
     /// The connection is not wanted; the state stays what it is.
     fn refuse(&mut self, refusal: Refusal, out: &mut Vec<Action>) {
-        out.push(Action::Send(Message::Refuse(Box::new(refusal))));
+        out.push(Action::Send(Envelope::refuse(refusal)));
         out.push(Action::Disconnect);
         self.link.close();
     }
 
-    fn say_hello(&self, out: &mut Vec<Action>) {
-        let hello = Hello::new(Role::Primary, &self.me, &self.settings, self.generation);
-        out.push(Action::Send(Message::Hello(Box::new(hello))));
+    fn say_hello(&mut self, out: &mut Vec<Action>) {
+        // With it the backup learns what to speak for.
+        self.link.fence.expect(self.generation);
+        out.push(self.say(Message::Hello(Box::new(Hello::new(Role::Primary, &self.me, &self.settings)))));
     }
 
     fn prepare(&mut self, out: &mut Vec<Action>) {
         self.say_hello(out);
-        out.push(Action::Send(Message::Boot));
+        out.push(self.say(Message::Boot));
         self.state = State::Preparing;
     }
 
-    fn on_welcome(&mut self, now: u64, generation: u64, out: &mut Vec<Action>) {
-        if generation != self.generation {
-            let violation = Violation::Generation { expected: self.generation, found: generation };
-            return self.lose_link(now, Suspicion::Violation(violation), out);
-        }
+    fn on_welcome(&mut self, now: u64, out: &mut Vec<Action>) {
         if self.state == State::Preparing {
             self.protect(now, out);
             return out.push(Action::StartGuest);
@@ -278,7 +293,7 @@ impl Primary {
         // give this side up for its silence before a time-out from now.
         self.state = State::Protected;
         out.push(Action::Lease { until_ns: self.lease.begin(now, self.settings.timeout_ns) });
-        out.push(Action::Send(Message::Welcome { generation: self.generation }));
+        out.push(self.say(Message::Welcome));
     }
 
     fn on_appended(&mut self, now: u64, entries: u32, bytes: u32, out: &mut Vec<Action>) {
@@ -290,7 +305,7 @@ impl Primary {
                 self.flow.entries(self.appended, stamp, bytes.into());
                 if self.sends_the_log() {
                     let released = self.released();
-                    out.push(Action::Send(Message::Entries { first, count: entries, bytes, stamp, released }));
+                    out.push(self.say(Message::Entries { first, count: entries, bytes, stamp, released }));
                 }
                 self.flow.stall_or_resume(out);
             }
@@ -307,7 +322,7 @@ impl Primary {
             let stamp = self.next_stamp(now);
             self.flow.horizon(stamp);
             let released = self.released();
-            out.push(Action::Send(Message::Horizon { entries, at, stamp, released }));
+            out.push(self.say(Message::Horizon { entries, at, stamp, released }));
         }
     }
 
@@ -453,14 +468,14 @@ impl Primary {
                     // will contradict what a slow reader has yet to take.
                     out.push(Action::Lease { until_ns: u64::MAX });
                     let entries = self.appended;
-                    out.push(Action::Send(Message::Goodbye(Goodbye::Ended { entries })));
+                    out.push(self.say(Message::Goodbye(Goodbye::Ended { entries })));
                     self.stop(StopReason::Ended, out);
                 }
             }
             State::Unprotected => self.stop(StopReason::Ended, out),
             State::Transferring | State::Joining { .. } => {
                 let entries = self.appended;
-                out.push(Action::Send(Message::Goodbye(Goodbye::Ended { entries })));
+                out.push(self.say(Message::Goodbye(Goodbye::Ended { entries })));
                 self.end_transfer(now, out);
             }
             State::Waiting
@@ -478,7 +493,7 @@ impl Primary {
         match self.state {
             State::Waiting | State::Claiming(_) | State::Preparing => {
                 if self.link.is_up() {
-                    out.push(Action::Send(Message::Goodbye(Goodbye::Operator)));
+                    out.push(self.say(Message::Goodbye(Goodbye::Operator)));
                 }
                 self.stop(StopReason::Operator, out);
             }
@@ -522,7 +537,7 @@ impl Primary {
         }
         if self.link.beat(now, self.settings.heartbeat_ns) {
             let (guest_clock_ns, released) = (self.guest_clock_ns, self.released());
-            out.push(Action::Send(Message::Heartbeat { stamp: now, guest_clock_ns, released }));
+            out.push(self.say(Message::Heartbeat { stamp: now, guest_clock_ns, released }));
         }
         if self.state == State::Protected {
             self.flow.set_lapsed(self.lease.has_lapsed(now));

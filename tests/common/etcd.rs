@@ -91,6 +91,13 @@ impl Etcd {
         format!("etcd://{credentials}{}{path}", servers.join(","))
     }
 
+    /// The same arbiter, whose server `first` is named first, and so asked first.
+    pub fn uri_beginning_with(&self, first: usize, path: &str) -> String {
+        let mut addresses: Vec<String> = self.clients.iter().map(Port::address).collect();
+        addresses.rotate_left(first);
+        format!("etcd://{}{path}", addresses.join(","))
+    }
+
     /// `HOST:PORT` of one of its servers.
     pub fn address(&self, index: usize) -> String {
         self.clients[index].address()

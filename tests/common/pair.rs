@@ -1,9 +1,11 @@
 //! A primary and its backup as processes, with an arbiter's directory and a relay between them.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
 
+use lockstep::arbiter::register::RegisterFile;
 use lockstep::console::status::Status;
 
 use super::console::{Console, status};
@@ -22,6 +24,8 @@ pub struct Setup {
     pub times_ms: (u64, u64),
     /// More options of the primary.
     pub primary_options: Vec<String>,
+    /// The arbiter, where it is not a directory of the pair's own.
+    pub arbiter: Option<String>,
 }
 
 impl Setup {
@@ -35,6 +39,7 @@ impl Setup {
             arguments: words.map(str::to_owned).collect(),
             times_ms: (20, 1000),
             primary_options: Vec::new(),
+            arbiter: None,
         }
     }
 }
@@ -82,7 +87,7 @@ impl Pair {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let arbiter = directory.path().join("arbiter");
         std::fs::create_dir(&arbiter).expect("a directory in it");
-        let arbiter = arbiter.display();
+        let arbiter = setup.arbiter.clone().unwrap_or_else(|| arbiter.display().to_string());
         let (heartbeat, timeout) = setup.times_ms;
         let mut arguments = words(&format!(
             "primary --name vm --host first --arbiter {arbiter} --control 127.0.0.1:0 --channel 127.0.0.1:0 \
@@ -145,7 +150,12 @@ impl Pair {
 
     /// What the arbiter's register says.
     pub fn register(&self) -> String {
-        let path = self.directory.path().join("arbiter").join("vm.register");
-        eventually("the register can be read", || std::fs::read_to_string(&path).ok())
+        eventually("the register can be read", || std::fs::read_to_string(self.register_file()).ok())
+    }
+
+    /// The file that the arbiter's register is in now.
+    pub fn register_file(&self) -> PathBuf {
+        let register = RegisterFile::open(&self.directory.path().join("arbiter")).and_then(|file| file.path("vm"));
+        register.expect("the arbiter's directory is there")
     }
 }

@@ -58,6 +58,8 @@ struct State {
     closed: bool,
     /// Both ends of the connections of this epoch.
     sockets: Vec<TcpStream>,
+    /// What travels on them, and where to.
+    lanes: Vec<(To, Arc<Mutex<Lane>>)>,
     /// Frames passed on, in each direction.
     passed: [u64; 2],
     trouble: Option<String>,
@@ -92,6 +94,7 @@ impl Relay {
             epoch: 0,
             closed: false,
             sockets: Vec::new(),
+            lanes: Vec::new(),
             passed: [0; 2],
             trouble: None,
         };
@@ -138,6 +141,21 @@ impl Relay {
         for socket in state.sockets.drain(..) {
             let _ = socket.shutdown(Shutdown::Both);
         }
+        state.lanes.clear();
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Puts a frame on the way that nobody has sent, behind what is on the way.
+    pub fn inject(&self, to: To, frame: &Frame<'_>) {
+        let mut bytes = Vec::new();
+        frame.encode_into(&mut bytes).expect("a frame");
+        let state = self.shared.lock();
+        let (_, lane) = state.lanes.iter().rfind(|(towards, _)| *towards == to).expect("a connection");
+        let mut lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
+        lane.bytes += bytes.len();
+        lane.frames.push_back(Queued { came: Instant::now(), kind: frame.kind, bytes });
+        drop(lane);
         drop(state);
         self.shared.changed.notify_all();
     }
@@ -191,6 +209,12 @@ struct Lane {
 
 fn pump(shared: Arc<Shared>, epoch: u64, from: TcpStream, onto: TcpStream, to: To) {
     let lane = Arc::new(Mutex::new(Lane { frames: VecDeque::new(), bytes: 0, ended: false }));
+    {
+        let mut state = shared.lock();
+        if state.epoch == epoch {
+            state.lanes.push((to, lane.clone()));
+        }
+    }
     let (reading, filled) = (shared.clone(), lane.clone());
     std::thread::spawn(move || {
         let result = read_frames(&reading, epoch, from, to, &filled);

@@ -16,6 +16,8 @@ use super::valve::Valve;
 pub enum Kind {
     /// Debian's `zookeeper` package (Java).
     Debian,
+    /// `lockstep arbiter`.
+    Lockstep,
 }
 
 /// The tick of Debian's servers, milliseconds. The shortest session is two of them; a follower leaves a silent leader after four.
@@ -58,7 +60,7 @@ pub struct ZooKeeper {
     members: Vec<Member>,
     clients: Vec<Port>,
     /// The servers' own ports.
-    _between: Vec<[Port; 2]>,
+    between: Vec<[Port; 2]>,
     directory: TempDir,
 }
 
@@ -108,8 +110,9 @@ impl ZooKeeper {
         let between: Vec<[Port; 2]> = (0..count).map(|_| [Port::reserve(), Port::reserve()]).collect();
         let members = match kind {
             Kind::Debian => debian(&directory, &clients, &between, detour, &settings),
+            Kind::Lockstep => lockstep(&directory, &clients, &between, &settings),
         };
-        let mut ensemble = ZooKeeper { kind, members, clients, _between: between, directory };
+        let mut ensemble = ZooKeeper { kind, members, clients, between, directory };
         ensemble.serves();
         ensemble
     }
@@ -137,9 +140,21 @@ impl ZooKeeper {
         self.clients[index].address()
     }
 
+    /// `HOST:PORT` by which the others reach one of them.
+    pub fn peer(&self, index: usize) -> String {
+        self.between[index][0].address()
+    }
+
     /// The arbiter in it, as `--arbiter` takes it, under `path`.
     pub fn uri(&self, path: &str) -> String {
         format!("zk://{}{path}", self.addresses())
+    }
+
+    /// The same arbiter, whose server `first` is named first, and so asked first.
+    pub fn uri_beginning_with(&self, first: usize, path: &str) -> String {
+        let mut addresses: Vec<String> = self.clients.iter().map(Port::address).collect();
+        addresses.rotate_left(first);
+        format!("zk://{}{path}", addresses.join(","))
     }
 
     /// How many servers there are.
@@ -261,6 +276,26 @@ fn debian(
                 &jars,
             ]);
             command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(&file);
+            command
+        })
+    };
+    clients.iter().enumerate().map(member).collect()
+}
+
+/// Our own. Where the others are, each of them is told by the group; nobody can be held up by what one is told at its start.
+fn lockstep(directory: &TempDir, clients: &[Port], between: &[[Port; 2]], settings: &Settings) -> Vec<Member> {
+    let peers: Vec<String> =
+        between.iter().zip(1..).map(|([peer, _], id)| format!("{id}={}", peer.address())).collect();
+    let member = |(index, client): (usize, &Port)| {
+        let data = directory.path().join(format!("data{index}"));
+        let (peers, client, settings) = (peers.join(","), client.address(), settings.clone());
+        Member::start(&directory.path().join(format!("server{index}.out")), move || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+            command.args(["arbiter", "--id", &(index + 1).to_string(), "--peers", &peers, "--client", &client]);
+            command.arg("--data").arg(&data);
+            let [least, most] = settings.session_ms;
+            command.args(["--min-session-timeout", &least.to_string(), "--max-session-timeout", &most.to_string()]);
+            command.args(["--container-check", &settings.container_ms.to_string()]);
             command
         })
     };

@@ -7,7 +7,7 @@ use lockstep::replication::backup::{self, Backup};
 use lockstep::replication::election::{Answer, Question};
 use lockstep::replication::held::HeldOutputs;
 use lockstep::replication::lease::Lease;
-use lockstep::replication::message::Message;
+use lockstep::replication::message::{Envelope, Message};
 use lockstep::replication::primary::{self, Primary};
 use lockstep::replication::{Identity, Settings, Suspicion};
 
@@ -49,7 +49,7 @@ pub enum Start {
 pub enum Item {
     /// The connection asked for stands, or a backup has connected.
     Opened,
-    Message(Message),
+    Message(Envelope),
     Closed,
 }
 
@@ -177,15 +177,15 @@ impl State {
         &mut self.hosts[side as usize]
     }
 
-    fn send(&mut self, from: Side, message: Message) {
-        let heartbeat = matches!(message, Message::Heartbeat { .. });
+    fn send(&mut self, from: Side, envelope: Envelope) {
+        let heartbeat = matches!(envelope.message, Message::Heartbeat { .. });
         if !self.host(from).connected {
             return;
         }
         let to = self.host(!from);
         // One heartbeat says as much as many, and any other message says it as well.
         if to.connected && !to.dead && (!heartbeat || to.incoming.is_empty()) {
-            to.incoming.push_back(Item::Message(message));
+            to.incoming.push_back(Item::Message(envelope));
         }
     }
 
@@ -245,15 +245,15 @@ impl State {
         primary.on(now, input, &mut actions);
         for action in actions {
             match action {
-                primary::Action::Send(message) => {
-                    match (plant, &message) {
+                primary::Action::Send(envelope) => {
+                    match (plant, &envelope.message) {
                         (Plant::ReleaseOnSent, Message::Entries { first, count, .. }) => {
                             self.host(side).held.release(first + u64::from(*count));
                         }
                         (_, Message::Handover { .. }) => self.host(side).handed_over = true,
                         _ => {}
                     }
-                    self.send(side, message);
+                    self.send(side, envelope);
                 }
                 primary::Action::Disconnect | primary::Action::Stop(_) => self.hang_up(side),
                 primary::Action::StartGuest => {
@@ -285,6 +285,7 @@ impl State {
                 | primary::Action::Resume
                 | primary::Action::SlowDown { .. }
                 | primary::Action::NoSwitch(_)
+                | primary::Action::Inject
                 | primary::Action::StopGuest => {}
             }
         }
@@ -353,7 +354,7 @@ impl State {
         for action in actions {
             match action {
                 backup::Action::Connect => self.host(side).connecting = true,
-                backup::Action::Send(message) => self.send(side, message),
+                backup::Action::Send(envelope) => self.send(side, envelope),
                 backup::Action::Disconnect => {
                     if plant != Plant::AckAfterSuspicion || !self.host(side).gave_up() {
                         self.hang_up(side);
@@ -398,21 +399,22 @@ impl State {
                     self.backup_on(plant, side, backup::Input::Disconnected);
                 }
             }
-            Item::Message(message) if primary => {
-                if let (Plant::LeaseFromArrival, Message::Ack { .. }) = (plant, &message) {
+            Item::Message(envelope) if primary => {
+                if let (Plant::LeaseFromArrival, Message::Ack { .. }) = (plant, &envelope.message) {
                     self.host(side).lease_until = self.now + TIMEOUT - Lease::margin_ns(TIMEOUT);
                 }
-                self.primary_on(plant, side, primary::Input::Received(message));
+                self.primary_on(plant, side, primary::Input::Received(envelope));
                 self.host(side).heard_at = self.now;
             }
-            Item::Message(message) => {
+            Item::Message(envelope) => {
                 if let (Plant::AckAfterSuspicion, true, Message::Entries { first, count, .. }) =
-                    (plant, self.host(side).gave_up(), &message)
+                    (plant, self.host(side).gave_up(), &envelope.message)
                 {
                     let (received, received_stamp) = (first + u64::from(*count), self.now);
-                    self.send(side, Message::Ack { received, executed: 0, executed_stamp: 0, received_stamp });
+                    let message = Message::Ack { received, executed: 0, executed_stamp: 0, received_stamp };
+                    self.send(side, Envelope { generation: envelope.generation, message });
                 }
-                self.backup_on(plant, side, backup::Input::Received(message));
+                self.backup_on(plant, side, backup::Input::Received(envelope));
                 self.host(side).heard_at = self.now;
             }
         }

@@ -5,7 +5,7 @@ use super::world::{A, Event, In, MS, Own, Plant, US, World};
 use super::{Broken, Entry, Guest, Side};
 use lockstep::replication::held::HeldOutputs;
 use lockstep::replication::lease::Lease;
-use lockstep::replication::message::{Message, Refusal};
+use lockstep::replication::message::{Envelope, Message, Refusal};
 use lockstep::replication::{Settings, StopReason, Suspicion, backup, primary};
 
 impl World {
@@ -43,8 +43,8 @@ impl World {
             }
             (In::Frame(connection, head, payload), _) => {
                 if host.connection == Some(connection) {
-                    let (message, bulk) = Message::decode(head, &payload).expect("the network changes nothing");
-                    self.on_frame(side, message, bulk);
+                    let (envelope, bulk) = Envelope::decode(head, &payload).expect("the network changes nothing");
+                    self.on_frame(side, envelope, bulk);
                 }
             }
             (In::Tick, Machine::Primary(_)) => {
@@ -74,7 +74,8 @@ impl World {
         }
     }
 
-    fn on_frame(&mut self, side: Side, message: Message, bulk: &[u8]) {
+    fn on_frame(&mut self, side: Side, envelope: Envelope, bulk: &[u8]) {
+        let message = &envelope.message;
         if let Machine::Primary(_) = self.host(side).machine {
             let ack = matches!(message, Message::Ack { .. });
             if self.plant == Plant::LeaseFromArrival && (ack || matches!(message, Message::Heartbeat { .. })) {
@@ -84,16 +85,17 @@ impl World {
             if ack {
                 self.host(side).last_ack = Some(message.clone());
             }
-            return self.primary_on(side, primary::Input::Received(message), &[]);
+            return self.primary_on(side, primary::Input::Received(envelope), &[]);
         }
         if let (Plant::AckAfterSuspicion, true, Message::Entries { first, count, .. }) =
-            (self.plant, self.host(side).gave_up(), &message)
+            (self.plant, self.host(side).gave_up(), message)
         {
             let (received, executed) = (first + u64::from(*count), 0);
             let received_stamp = self.clock(!side);
-            self.send(side, &Message::Ack { received, executed, executed_stamp: 0, received_stamp }, &[]);
+            let message = Message::Ack { received, executed, executed_stamp: 0, received_stamp };
+            self.send(side, &Envelope { generation: envelope.generation, message }, &[]);
         }
-        self.backup_on(side, backup::Input::Received(message), bulk);
+        self.backup_on(side, backup::Input::Received(envelope), bulk);
     }
 
     pub(super) fn primary_on(&mut self, side: Side, input: primary::Input, bulk: &[u8]) {
@@ -171,9 +173,9 @@ impl World {
 
     fn do_primary(&mut self, side: Side, action: primary::Action, bulk: &[u8]) {
         match action {
-            primary::Action::Send(message) => {
-                self.send(side, &message, bulk);
-                match (self.plant, &message) {
+            primary::Action::Send(envelope) => {
+                self.send(side, &envelope, bulk);
+                match (self.plant, &envelope.message) {
                     (Plant::ReleaseOnSent, Message::Entries { first, count, .. }) => {
                         self.host(side).held.release(first + u64::from(*count));
                     }
@@ -241,6 +243,7 @@ impl World {
                 }
                 self.host(side).parked = false;
             }
+            primary::Action::Inject => {}
             primary::Action::BecomeBackup => self.become_backup(side),
         }
     }
@@ -252,10 +255,10 @@ impl World {
                 self.host(side).loaded = false;
                 self.own(side, delay, Own::Connect);
             }
-            backup::Action::Send(message) => {
+            backup::Action::Send(envelope) => {
                 let gave_up = self.host(side).gave_up();
                 self.checker.expect(!gave_up, Broken::SentAfterSuspicion, self.now);
-                self.send(side, &message, bulk);
+                self.send(side, &envelope, bulk);
             }
             backup::Action::Disconnect => {
                 if self.plant != Plant::AckAfterSuspicion || !self.host(side).gave_up() {
@@ -342,7 +345,11 @@ impl World {
                 self.guest_ended = true;
                 self.fact("a guest ends");
             }
-            StopReason::Refused(_) | StopReason::Mismatch(_) | StopReason::Diverged { .. } | StopReason::Operator => {
+            StopReason::Fenced { .. }
+            | StopReason::Refused(_)
+            | StopReason::Mismatch(_)
+            | StopReason::Diverged { .. }
+            | StopReason::Operator => {
                 self.broke(Broken::NoProgress(format!("seed {}: {side:?} stopped: {reason}", self.seed)));
             }
         }

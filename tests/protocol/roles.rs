@@ -4,7 +4,7 @@ use super::process::Machine;
 use super::world::{In, MS, Own, Plant, US, World};
 use super::{Broken, Side};
 use lockstep::replication::backup::{self, Backup};
-use lockstep::replication::message::Message;
+use lockstep::replication::message::{Envelope, Message};
 use lockstep::replication::primary::{self, Primary};
 
 impl World {
@@ -23,7 +23,8 @@ impl World {
 
     pub(super) fn send_chunk(&mut self, side: Side, transfer: u64) {
         if self.host(side).transfer == Some(transfer) {
-            self.send(side, &Message::Chunk, b"pages");
+            let generation = self.host(side).generation();
+            self.send(side, &Envelope { generation, message: Message::Chunk }, b"pages");
         }
     }
 
@@ -71,8 +72,9 @@ impl World {
             (self.plant, self.host(side).last_ack.clone())
         {
             let received = self.host(side).guest.passed;
-            let ack = Message::Ack { received, executed, executed_stamp, received_stamp };
-            self.primary_on(side, primary::Input::Received(ack), &[]);
+            let generation = self.host(side).generation();
+            let message = Message::Ack { received, executed, executed_stamp, received_stamp };
+            self.primary_on(side, primary::Input::Received(Envelope { generation, message }), &[]);
         }
         self.primary_on(side, primary::Input::Parked, &[]);
     }

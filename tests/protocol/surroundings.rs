@@ -5,7 +5,7 @@ use super::world::{Event, In, Item, MS, Own, Plant, Won, World};
 use super::{Broken, Side};
 use lockstep::arbiter::Claim;
 use lockstep::replication::election::{Answer, Question};
-use lockstep::replication::message::{Kind, Message};
+use lockstep::replication::message::{Envelope, Kind};
 use lockstep::replication::primary;
 
 impl World {
@@ -23,13 +23,13 @@ impl World {
         self.at(at, Event::Arrive { to: !from, connection, item });
     }
 
-    pub(super) fn send(&mut self, from: Side, message: &Message, bulk: &[u8]) {
+    pub(super) fn send(&mut self, from: Side, envelope: &Envelope, bulk: &[u8]) {
         let Some(connection) = self.host(from).connection else { return };
         if self.broken.contains_key(&connection) {
             return;
         }
         let mut payload = Vec::new();
-        let head = message.encode(&mut payload);
+        let head = envelope.encode(&mut payload);
         match head.kind {
             Kind::Entries | Kind::State | Kind::Chunk => payload.extend_from_slice(bulk),
             Kind::Boot | Kind::Transfer => payload.extend_from_slice(b"boot"),

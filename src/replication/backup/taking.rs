@@ -89,7 +89,8 @@ impl Backup {
         self.state = State::Live;
         if self.handover && self.link.phase() == Phase::Greeted {
             self.took_stamp = now.max(1);
-            out.push(Action::Send(Message::Took { generation: self.generation, stamp: self.took_stamp }));
+            self.link.fence.expect(self.generation);
+            out.push(self.say(Message::Took { stamp: self.took_stamp }));
         }
         out.push(Action::BecomePrimary);
     }

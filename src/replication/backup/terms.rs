@@ -2,7 +2,7 @@
 
 use crate::machine::instant::Instant;
 use crate::replication::election::{Answer, Election, Question};
-use crate::replication::message::Message;
+use crate::replication::message::Envelope;
 use crate::replication::{StopReason, Suspicion};
 
 /// What happens to a backup.
@@ -19,7 +19,7 @@ pub enum Input {
     /// Part of a message has arrived: a sign of life.
     Heard,
     /// A message has arrived.
-    Received(Message),
+    Received(Envelope),
     /// The machine that the last [`Action::Load`] or [`Action::Restore`] asked for stands where the log begins.
     Loaded,
     /// The vCPU has got on. Neither value ever decreases.
@@ -53,7 +53,7 @@ pub enum Action {
     /// is being loaded, is forgotten.
     Connect,
     /// Send this.
-    Send(Message),
+    Send(Envelope),
     /// Close the connection after what was sent has left; forget what it still delivers.
     Disconnect,
     /// Build the machine from the bulk of the message just given; answer with [`Input::Loaded`].

@@ -69,4 +69,9 @@ impl Primary {
     pub fn heartbeats(&self) -> u64 {
         self.link.heartbeats.0
     }
+
+    /// Messages refused because of the generation that they spoke for.
+    pub fn fenced(&self) -> u64 {
+        self.link.fenced.0
+    }
 }

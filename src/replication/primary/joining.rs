@@ -10,7 +10,7 @@ impl Primary {
         self.transfer += 1;
         self.state = State::Transferring;
         self.say_hello(out);
-        out.push(Action::Send(Message::Transfer));
+        out.push(self.say(Message::Transfer));
         out.push(Action::BeginTransfer { transfer: self.transfer });
     }
 
@@ -24,7 +24,7 @@ impl Primary {
                 self.left = 0;
                 self.lease = Lease::default();
                 self.state = State::Joining { patience_ends: None };
-                out.push(Action::Send(Message::State { entries }));
+                out.push(self.say(Message::State { entries }));
             }
             // For a backup that is gone.
             State::Unprotected | State::Transferring => self.let_all_out(out),

@@ -4,7 +4,7 @@
 //! The two are a pair the whole time: the backup wins the generation *for the pair* (see `backup/taking.rs`), and this side is its backup from the moment on
 //! at which it has won, whether it knows it already or not. So if the new primary is lost before its first word, this side may win the generation after that.
 
-use super::{Action, Flow, Lease, Primary, State, Suspicion, Violation};
+use super::{Action, Flow, Lease, Primary, State, Suspicion};
 use crate::arbiter::Claim;
 use crate::replication::backup::Backup;
 use crate::replication::election::{Answer, Election, Question};
@@ -170,9 +170,10 @@ impl Primary {
         self.switch = Switch::HandedOver;
         let patience_ns = self.settings.timeout_ns.saturating_mul(Self::TAKE_OVER_TIMEOUTS);
         self.state = State::HandingOver { until: now.saturating_add(patience_ns) };
+        self.link.fence.expect(self.generation.saturating_add(1));
         // In this order: a backup that is asked to take over may be live a moment later.
         out.push(Action::Hold);
-        out.push(Action::Send(Message::Handover { entries: self.appended, released: self.released() }));
+        out.push(self.say(Message::Handover { entries: self.appended, released: self.released() }));
     }
 
     /// The backup is lost. Where it cannot have taken over, there is no switch any more.
@@ -223,12 +224,9 @@ impl Primary {
         out.push(Action::Ask(question));
     }
 
-    pub(super) fn on_took(&mut self, now: u64, generation: u64, stamp: u64, out: &mut Vec<Action>) {
-        if generation != self.generation.saturating_add(1) {
-            let violation = Violation::Generation { expected: self.generation.saturating_add(1), found: generation };
-            return self.lose_link(now, Suspicion::Violation(violation), out);
-        }
-        self.generation = generation;
+    /// The other side has won the next generation: its token says so.
+    pub(super) fn on_took(&mut self, stamp: u64, out: &mut Vec<Action>) {
+        self.generation = self.generation.saturating_add(1);
         self.stamp = stamp;
         self.state = State::HandedOver;
         out.push(Action::BecomeBackup);

@@ -2,7 +2,7 @@
 
 use crate::machine::instant::Instant;
 use crate::replication::election::{Answer, Election, Question};
-use crate::replication::message::Message;
+use crate::replication::message::Envelope;
 use crate::replication::{StopReason, Suspicion};
 use std::fmt;
 
@@ -24,7 +24,7 @@ pub enum Input {
     /// Part of a message has arrived: a sign of life.
     Heard,
     /// A message has arrived.
-    Received(Message),
+    Received(Envelope),
     /// The vCPU has appended entries to the log. Their bytes are the bulk of the message that comes of it.
     Appended {
         /// How many.
@@ -62,6 +62,11 @@ pub enum Input {
     },
     /// The operator wants the backup to take over. The answer is [`Action::BecomeBackup`] or [`Action::NoSwitch`]; or the guest's end, or [`Action::Stop`].
     SwitchRequested,
+    /// Storage that the hosts share says that the machine has gone live elsewhere, in this generation.
+    Fenced {
+        /// That generation.
+        newer: u64,
+    },
     /// After [`Action::SwitchGuest`]: the vCPU stands still, its last entry has been appended, nothing of the disk is under way.
     Parked,
 }
@@ -71,7 +76,7 @@ pub enum Input {
 pub enum Action {
     /// Send this; the bulk of `Boot` and `Transfer` is the VM's boot, that of `Entries` what the input appended, that of `State` what was
     /// captured and not sent in chunks.
-    Send(Message),
+    Send(Envelope),
     /// Close the connection after what was sent has left; forget what it still delivers.
     Disconnect,
     /// Let the guest run.
@@ -102,11 +107,13 @@ pub enum Action {
     Ask(Question),
     /// Deliver the stop event to the guest; [`Input::GuestEnded`] follows.
     StopGuest,
+    /// The bulk of the message just given is packets for the guest that went to the other host: let them in. No answer.
+    Inject,
     /// For the log of the process: the backup is given up, and why.
     Suspect(Suspicion),
     /// The end: stop the guest, drop every held output, say why.
     Stop(StopReason),
-    /// A backup takes part: send it the machine's state in [`Message::Chunk`]s while the guest runs on unprotected; then capture the rest of it and
+    /// A backup takes part: send it the machine's state in [`Message::Chunk`](crate::replication::message::Message::Chunk)s while the guest runs on unprotected; then capture the rest of it and
     /// say [`Input::Captured`]. What comes between is the driver's: the protocol neither sends nor counts chunks.
     BeginTransfer {
         /// For [`Input::Captured`].

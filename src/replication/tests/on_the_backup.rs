@@ -11,36 +11,36 @@ fn on(backup: &mut Backup, now_ms: u64, input: Input) -> Vec<backup::Action> {
 }
 
 fn entries(first: u64, count: u32, stamp: u64) -> Input {
-    Input::Received(Message::Entries { first, count, bytes: 9, stamp, released: 0 })
+    Input::Received(of(1, Message::Entries { first, count, bytes: 9, stamp, released: 0 }))
 }
 
 /// A heartbeat of the primary, sent at `stamp`, that says how far it has let outputs go.
 fn beat(stamp: u64, released: u64) -> Input {
-    Input::Received(Message::Heartbeat { stamp, guest_clock_ns: 0, released })
+    Input::Received(of(1, Message::Heartbeat { stamp, guest_clock_ns: 0, released }))
 }
 
-fn heartbeat(now_ms: u64) -> backup::Action {
-    Send(Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0, released: 0 })
+fn heartbeat(generation: u64, now_ms: u64) -> backup::Action {
+    Send(of(generation, Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0, released: 0 }))
 }
 
 fn acked(received: u64, executed: u64, executed_stamp: u64, received_stamp: u64) -> backup::Action {
-    Send(Message::Ack { received, executed, executed_stamp, received_stamp })
+    Send(of(1, Message::Ack { received, executed, executed_stamp, received_stamp }))
 }
 
 /// Up to where it stands at the boot, at 0 ms.
 fn ready() -> Backup {
     let mut backup = Backup::new(identity(2, "beta"), Settings::default());
     assert_eq!(on(&mut backup, 0, Input::Start), [Connect]);
-    assert_eq!(on(&mut backup, 0, Input::Connected), [Send(message_hello(Role::Backup, 0)), heartbeat(0)]);
+    assert_eq!(on(&mut backup, 0, Input::Connected), [Send(message_hello(Role::Backup, 0)), heartbeat(0, 0)]);
     assert_eq!(on(&mut backup, 0, Input::Received(message_hello(Role::Primary, 1))), []);
-    assert_eq!(on(&mut backup, 0, Input::Received(Message::Boot)), [Load]);
-    assert_eq!(on(&mut backup, 0, Input::Loaded), [Send(Message::Welcome { generation: 1 })]);
+    assert_eq!(on(&mut backup, 0, Input::Received(of(1, Message::Boot))), [Load]);
+    assert_eq!(on(&mut backup, 0, Input::Loaded), [Send(of(1, Message::Welcome))]);
     backup
 }
 
 fn following() -> Backup {
     let mut backup = ready();
-    assert_eq!(on(&mut backup, 0, Input::Received(Message::Welcome { generation: 1 })), [acked(0, 0, 0, 0)]);
+    assert_eq!(on(&mut backup, 0, Input::Received(of(1, Message::Welcome))), [acked(0, 0, 0, 0)]);
     assert_eq!(backup.state(), &State::Following);
     backup
 }
@@ -51,11 +51,11 @@ fn what_is_received_is_given_to_the_vcpu_and_acknowledged_at_once() {
     let replay = Replay { first: 0, count: 3, stamp: 70 };
     assert_eq!(on(&mut backup, 1, entries(0, 3, 70)), [replay, acked(3, 0, 0, 70)]);
     let at = Instant::new(1, 2);
-    let horizon = Input::Received(Message::Horizon { entries: 3, at, stamp: 80, released: 0 });
+    let horizon = Input::Received(of(1, Message::Horizon { entries: 3, at, stamp: 80, released: 0 }));
     assert_eq!(on(&mut backup, 1, horizon), [RunTo { entries: 3, at, stamp: 80 }]);
     assert_eq!(on(&mut backup, 2, Input::Executed { entries: 3, stamp: 80 }), []);
-    assert_eq!(on(&mut backup, 20, Input::Tick), [heartbeat(20), acked(3, 3, 80, 80)], "told with the heartbeat");
-    assert_eq!(on(&mut backup, 40, Input::Tick), [heartbeat(40)], "and once");
+    assert_eq!(on(&mut backup, 20, Input::Tick), [heartbeat(1, 20), acked(3, 3, 80, 80)], "told with the heartbeat");
+    assert_eq!(on(&mut backup, 40, Input::Tick), [heartbeat(1, 40)], "and once");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn what_has_left_the_primary_is_passed_on_when_it_grows_and_never_above_what_was
     assert_eq!(on(&mut backup, 2, beat(80, 2)), [Left { below: 2 }, acked(3, 0, 0, 80)]);
     assert_eq!(on(&mut backup, 3, beat(90, 2)), [acked(3, 0, 0, 90)]);
     let more = Message::Entries { first: 3, count: 2, bytes: 9, stamp: 95, released: 3 };
-    let replayed = on(&mut backup, 3, Input::Received(more));
+    let replayed = on(&mut backup, 3, Input::Received(of(1, more)));
     assert_eq!(replayed, [Left { below: 3 }, Replay { first: 3, count: 2, stamp: 95 }, acked(5, 0, 0, 95)]);
     let released = Violation::Released { released: 6, acknowledged: 5 };
     let given_up = [Disconnect, Suspect(Suspicion::Violation(released)), Ask(CLAIM_2)];
@@ -136,7 +136,7 @@ fn a_divergence_is_reported_and_stops_it_without_the_arbiter() {
     let text: Box<str> = "é".repeat(4000).into();
     let cut: Box<str> = "é".repeat(2048).into();
     let diverged = on(&mut backup, 1, Input::Diverged { entry: 1, text });
-    let report = Send(Message::Diverged { entry: 1, text: cut.clone() });
+    let report = Send(of(1, Message::Diverged { entry: 1, text: cut.clone() }));
     assert_eq!(diverged, [report, Disconnect, Stop(StopReason::Diverged { entry: 1, text: cut })]);
 }
 
@@ -144,7 +144,7 @@ fn a_divergence_is_reported_and_stops_it_without_the_arbiter() {
 fn a_goodbye_ends_it_after_the_replay_and_without_the_arbiter() {
     let mut backup = following();
     on(&mut backup, 1, entries(0, 3, 70));
-    let goodbye = Input::Received(Message::Goodbye(Goodbye::Ended { entries: 3 }));
+    let goodbye = Input::Received(of(1, Message::Goodbye(Goodbye::Ended { entries: 3 })));
     assert_eq!(on(&mut backup, 2, goodbye), [Disconnect]);
     assert_eq!(backup.state(), &State::Finishing);
     assert_eq!(on(&mut backup, 3, Input::GuestEnded), [Stop(StopReason::Ended)]);
@@ -156,7 +156,7 @@ fn a_goodbye_that_counts_other_entries_is_no_orderly_end() {
         let mut backup = following();
         on(&mut backup, 1, entries(0, 3, 70));
         let goodbye = Goodbye::Ended { entries: entries_there };
-        let given_up = on(&mut backup, 2, Input::Received(Message::Goodbye(goodbye)));
+        let given_up = on(&mut backup, 2, Input::Received(of(1, Message::Goodbye(goodbye))));
         assert_eq!(given_up, [Disconnect, Suspect(Suspicion::Left(goodbye)), Ask(CLAIM_2)]);
     }
 }
@@ -190,7 +190,7 @@ fn refusals_stop_it_except_that_it_comes_back_to_a_busy_primary() {
         on(&mut backup, 0, Input::Connected);
         backup
     };
-    let refuse = |refusal: Refusal| Input::Received(Message::Refuse(Box::new(refusal)));
+    let refuse = |refusal: Refusal| Input::Received(Envelope::refuse(refusal));
     let other = Refusal::Other { code: 8 };
     let stopped = on(&mut connected(), 1, refuse(other.clone()));
     assert_eq!(stopped, [Disconnect, Stop(StopReason::Refused(other))]);
@@ -199,12 +199,12 @@ fn refusals_stop_it_except_that_it_comes_back_to_a_busy_primary() {
     assert_eq!(on(&mut backup, 101, Input::Tick), [Connect]);
     let two = Refusal::Role(Role::Backup);
     let refused = on(&mut connected(), 1, Input::Received(message_hello(Role::Backup, 0)));
-    assert_eq!(refused, [Send(Message::Refuse(Box::new(two.clone()))), Disconnect, Stop(StopReason::Mismatch(two))]);
+    assert_eq!(refused, [Send(Envelope::refuse(two.clone())), Disconnect, Stop(StopReason::Mismatch(two))]);
 }
 
 #[test]
 fn the_operator_may_stop_it() {
     let mut backup = following();
-    let goodbye = Send(Message::Goodbye(Goodbye::Operator));
+    let goodbye = Send(of(1, Message::Goodbye(Goodbye::Operator)));
     assert_eq!(on(&mut backup, 1, Input::StopRequested), [goodbye, Disconnect, Stop(StopReason::Operator)]);
 }

@@ -18,12 +18,12 @@ fn lease(until_ms: u64) -> primary::Action {
     Lease { until_ns: until_ms * MS }
 }
 
-fn heartbeat(now_ms: u64) -> primary::Action {
-    Send(Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0, released: 0 })
+fn heartbeat(generation: u64, now_ms: u64) -> primary::Action {
+    Send(of(generation, Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0, released: 0 }))
 }
 
 fn entries(first: u64, count: u32, bytes: u32, stamp: u64) -> primary::Action {
-    Send(Message::Entries { first, count, bytes, stamp, released: 0 })
+    Send(of(1, Message::Entries { first, count, bytes, stamp, released: 0 }))
 }
 
 /// Up to the guest's start, at 0 ms.
@@ -32,13 +32,13 @@ fn protected_with(settings: Settings) -> Primary {
     assert_eq!(on(&mut primary, 0, Input::Start), []);
     assert_eq!(on(&mut primary, 0, Input::Connected), []);
     let asked = on(&mut primary, 0, Input::Received(message_hello(Role::Backup, 0)));
-    assert_eq!(asked, [Ask(Question::Read), heartbeat(0)]);
+    assert_eq!(asked, [Ask(Question::Read), heartbeat(0, 0)]);
     let claimed = on(&mut primary, 0, Input::Arbiter(Answer::Holds(None)));
     assert_eq!(claimed, [Ask(Question::Claim { expected: None, generation: 1, shared_with: None })]);
     let prepared = on(&mut primary, 0, Input::Arbiter(Answer::Won));
-    assert_eq!(prepared, [Send(message_hello(Role::Primary, 1)), Send(Message::Boot)]);
-    let started = on(&mut primary, 0, Input::Received(Message::Welcome { generation: 1 }));
-    assert_eq!(started, [lease(180), Send(Message::Welcome { generation: 1 }), StartGuest]);
+    assert_eq!(prepared, [Send(message_hello(Role::Primary, 1)), Send(of(1, Message::Boot))]);
+    let started = on(&mut primary, 0, Input::Received(of(1, Message::Welcome)));
+    assert_eq!(started, [lease(180), Send(of(1, Message::Welcome)), StartGuest]);
     primary
 }
 
@@ -49,7 +49,7 @@ fn protected() -> Primary {
 /// An acknowledgement of entries, all executed, that says what was the newest thing received.
 fn heard(received: u64, received_stamp: u64) -> Input {
     let executed_stamp = received * MS;
-    Input::Received(Message::Ack { received, executed: received, executed_stamp, received_stamp })
+    Input::Received(of(1, Message::Ack { received, executed: received, executed_stamp, received_stamp }))
 }
 
 fn append(primary: &mut Primary, now_ms: u64, entries: u32, bytes: u32) -> Vec<primary::Action> {
@@ -73,7 +73,7 @@ fn a_horizon_goes_out_unless_entries_have_overtaken_it() {
     append(&mut primary, 1, 2, 20);
     let at = Instant::new(5, 70);
     let sent = on(&mut primary, 2, Input::Horizon { entries: 2, at });
-    assert_eq!(sent, [Send(Message::Horizon { entries: 2, at, stamp: 2 * MS, released: 0 })]);
+    assert_eq!(sent, [Send(of(1, Message::Horizon { entries: 2, at, stamp: 2 * MS, released: 0 }))]);
     assert_eq!(on(&mut primary, 2, Input::Horizon { entries: 1, at }), []);
 }
 
@@ -129,8 +129,8 @@ fn heartbeats_go_out_and_count_and_set_the_deadlines() {
     let mut primary = protected();
     assert_eq!(primary.next_deadline(), Some(20 * MS));
     let beat = on(&mut primary, 20, Input::Tick { guest_clock_ns: 7 });
-    assert_eq!(beat, [Send(Message::Heartbeat { stamp: 20 * MS, guest_clock_ns: 7, released: 0 })]);
-    let heard = Input::Received(Message::Heartbeat { stamp: 1, guest_clock_ns: 0, released: 0 });
+    assert_eq!(beat, [Send(of(1, Message::Heartbeat { stamp: 20 * MS, guest_clock_ns: 7, released: 0 }))]);
+    let heard = Input::Received(of(1, Message::Heartbeat { stamp: 1, guest_clock_ns: 0, released: 0 }));
     assert_eq!(on(&mut primary, 30, heard), []);
     assert_eq!((primary.heartbeats(), primary.heard_at()), (1, Some(30 * MS)));
     on(&mut primary, 229, Input::Heard);
@@ -159,7 +159,7 @@ fn a_backup_that_falls_behind_slows_the_guest_and_its_death_ends_that() {
     for now_ms in (20..1000).step_by(20) {
         let (received_stamp, executed_stamp) = ((now_ms - 1) * MS, 0);
         let ack = Message::Ack { received: 1, executed: 0, executed_stamp, received_stamp };
-        primary.on(now_ms * MS, Input::Received(ack), &mut actions);
+        primary.on(now_ms * MS, Input::Received(of(1, ack)), &mut actions);
     }
     assert_eq!(primary.lag_ns(), 979 * MS);
     assert!(actions.contains(&SlowDown { per_mille: primary.slow_down_per_mille() }));
@@ -174,7 +174,7 @@ fn the_goodbye_comes_after_the_last_output_has_left() {
     let mut primary = protected();
     append(&mut primary, 1, 2, 20);
     assert_eq!(on(&mut primary, 2, Input::GuestEnded), []);
-    let goodbye = Send(Message::Goodbye(Goodbye::Ended { entries: 2 }));
+    let goodbye = Send(of(1, Message::Goodbye(Goodbye::Ended { entries: 2 })));
     assert_eq!(on(&mut primary, 3, ack(2, 0, 0)), [Release { below: 2 }]);
     assert_eq!(on(&mut primary, 3, Input::Left { below: 1 }), [], "one waits yet");
     let ended = on(&mut primary, 3, Input::Left { below: 2 });
@@ -186,8 +186,9 @@ fn a_network_that_takes_nothing_keeps_no_guest_from_ending() {
     let mut primary = protected();
     append(&mut primary, 1, 2, 20);
     on(&mut primary, 2, Input::GuestEnded);
-    let heard =
-        |received_stamp| Input::Received(Message::Ack { received: 2, executed: 0, executed_stamp: 0, received_stamp });
+    let heard = |received_stamp| {
+        Input::Received(of(1, Message::Ack { received: 2, executed: 0, executed_stamp: 0, received_stamp }))
+    };
     on(&mut primary, 3, heard(MS));
     on(&mut primary, 150, heard(140 * MS));
     assert_eq!(primary.state(), &State::Protected);
@@ -198,7 +199,9 @@ fn a_network_that_takes_nothing_keeps_no_guest_from_ending() {
 #[test]
 fn what_has_left_is_told_but_for_the_newest_entry_whose_output_may_not_be_queued() {
     let told = |actions: &[primary::Action]| match actions {
-        [Send(Message::Entries { released, .. } | Message::Horizon { released, .. }), ..] => *released,
+        [Send(Envelope { message: Message::Entries { released, .. } | Message::Horizon { released, .. }, .. }), ..] => {
+            *released
+        }
         other => panic!("{other:?}"),
     };
     let mut primary = protected();
@@ -258,7 +261,7 @@ fn a_guest_that_ends_without_its_backup_ends_by_the_arbiter() {
 fn a_diverged_backup_is_given_up() {
     let mut primary = protected();
     let text: Box<str> = "rax".into();
-    let diverged = on(&mut primary, 1, Input::Received(Message::Diverged { entry: 4, text: text.clone() }));
+    let diverged = on(&mut primary, 1, Input::Received(of(1, Message::Diverged { entry: 4, text: text.clone() })));
     assert_eq!(diverged, [Hold, Disconnect, Suspect(Suspicion::Diverged { entry: 4, text }), Ask(CLAIM_2)]);
 }
 
@@ -275,7 +278,7 @@ fn acknowledgements_that_cannot_be_are_not_believed() {
         let violation = Suspicion::Violation(Violation::Acknowledged { received, appended: 2 });
         let given_up = [Hold, Disconnect, Suspect(violation), Ask(CLAIM_2)];
         let ack = Message::Ack { received, executed, executed_stamp, received_stamp };
-        assert_eq!(on(&mut primary, 2, Input::Received(ack)), given_up);
+        assert_eq!(on(&mut primary, 2, Input::Received(of(1, ack))), given_up);
     }
 }
 
@@ -291,7 +294,7 @@ fn before_the_guest_starts_a_lost_backup_is_just_waited_for_again() {
     assert_eq!((primary.state(), primary.generation()), (&State::Waiting, 9));
     on(&mut primary, 2, Input::Connected);
     let prepared = on(&mut primary, 2, Input::Received(message_hello(Role::Backup, 0)));
-    assert_eq!(prepared, [Send(message_hello(Role::Primary, 9)), Send(Message::Boot), heartbeat(2)]);
+    assert_eq!(prepared, [Send(message_hello(Role::Primary, 9)), Send(of(9, Message::Boot)), heartbeat(9, 2)]);
     assert_eq!(on(&mut primary, 3, Input::Disconnected), [Suspect(Suspicion::Closed)], "while preparing");
     assert_eq!(primary.state(), &State::Waiting);
 }
@@ -303,7 +306,7 @@ fn started_alone_it_claims_and_runs_and_a_backup_that_is_early_comes_again() {
     on(&mut primary, 0, Input::Arbiter(Answer::Holds(None)));
     on(&mut primary, 0, Input::Connected);
     let refused = on(&mut primary, 0, Input::Received(message_hello(Role::Backup, 0)));
-    assert_eq!(refused, [Send(Message::Refuse(Box::new(Refusal::Busy))), Disconnect]);
+    assert_eq!(refused, [Send(Envelope::refuse(Refusal::Busy)), Disconnect]);
     let won = on(&mut primary, 0, Input::Arbiter(Answer::Won));
     assert_eq!(won, [StartGuest, FOREVER, Release { below: u64::MAX }]);
     assert_eq!(on(&mut primary, 2, Input::StopRequested), [StopGuest]);
@@ -313,13 +316,13 @@ fn started_alone_it_claims_and_runs_and_a_backup_that_is_early_comes_again() {
 #[test]
 fn a_backup_that_does_not_fit_is_told_why() {
     let other = |change: fn(&mut Hello)| {
-        let mut hello = hello(Role::Backup, 0);
+        let mut hello = hello(Role::Backup);
         change(&mut hello);
         Message::Hello(Box::new(hello))
     };
     let wanted = |ours: &str, theirs: &str| Wanted { ours: ours.into(), theirs: theirs.into() };
     let cases = [
-        (Message::OtherVersion { version: 9 }, Refusal::Version { ours: 3, theirs: 9 }),
+        (Message::OtherVersion { version: 9 }, Refusal::Version { ours: 4, theirs: 9 }),
         (other(|hello| hello.role = Role::Primary), Refusal::Role(Role::Primary)),
         (other(|hello| hello.vm = "wm".into()), Refusal::Vm(wanted("vm", "wm"))),
         (other(|hello| hello.cpu = "pcu".into()), Refusal::Cpu(wanted("cpu", "pcu"))),
@@ -328,8 +331,19 @@ fn a_backup_that_does_not_fit_is_told_why() {
     for (message, refusal) in cases {
         let mut primary = Primary::new(identity(1, "alpha"), Settings::default());
         on(&mut primary, 0, Input::Connected);
-        let refused = on(&mut primary, 0, Input::Received(message));
-        assert_eq!(refused, [Send(Message::Refuse(Box::new(refusal))), Disconnect]);
+        let refused = on(&mut primary, 0, Input::Received(of(0, message)));
+        assert_eq!(refused, [Send(Envelope::refuse(refusal)), Disconnect]);
         assert_eq!(primary.state(), &State::Waiting);
     }
+}
+
+#[test]
+fn a_primary_whose_storage_was_taken_over_holds_everything_and_stops() {
+    let mut primary = protected();
+    append(&mut primary, 1, 2, 20);
+    let reason = StopReason::Fenced { generation: 1, newer: 2 };
+    let stopped = on(&mut primary, 2, Input::Fenced { newer: 2 });
+    assert_eq!(stopped, [Hold, Disconnect, Stop(reason.clone())]);
+    assert!(reason.to_string().starts_with("lost the disk: "), "{reason}");
+    assert_eq!(on(&mut primary, 3, ack(2, 0, 0)), [], "nothing leaves any more");
 }

@@ -10,15 +10,14 @@ fn names() -> impl Strategy<Value = Wanted> {
 }
 
 fn hello() -> impl Strategy<Value = Hello> {
-    (any::<bool>(), names(), names(), any::<[u64; 4]>()).prop_map(|(primary, vm, names, numbers)| Hello {
+    (any::<bool>(), names(), names(), any::<[u64; 3]>()).prop_map(|(primary, vm, names, numbers)| Hello {
         role: if primary { Role::Primary } else { Role::Backup },
         vm: vm.ours,
         host: numbers[0],
         host_name: names.ours,
         cpu: names.theirs,
-        generation: numbers[1],
-        heartbeat_ns: numbers[2],
-        timeout_ns: numbers[3],
+        heartbeat_ns: numbers[1],
+        timeout_ns: numbers[2],
     })
 }
 
@@ -38,15 +37,16 @@ fn refusal() -> impl Strategy<Value = Refusal> {
 fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         hello().prop_map(|hello| Message::Hello(Box::new(hello))),
-        (4..u32::MAX).prop_map(|version| Message::OtherVersion { version }),
-        any::<u64>().prop_map(|generation| Message::Welcome { generation }),
+        (VERSION + 1..u32::MAX).prop_map(|version| Message::OtherVersion { version }),
+        Just(Message::Welcome),
         refusal().prop_map(|refusal| Message::Refuse(Box::new(refusal))),
         Just(Message::Boot),
         Just(Message::Transfer),
         Just(Message::Chunk),
         any::<u64>().prop_map(|entries| Message::State { entries }),
         any::<[u64; 2]>().prop_map(|[entries, released]| Message::Handover { entries, released }),
-        any::<[u64; 2]>().prop_map(|[generation, stamp]| Message::Took { generation, stamp }),
+        any::<u64>().prop_map(|stamp| Message::Took { stamp }),
+        Just(Message::Strays),
         (any::<u32>(), 1..u32::MAX, any::<[u64; 2]>()).prop_map(|(first, count, [stamp, released])| {
             Message::Entries { first: first.into(), count, bytes: 4, stamp, released }
         }),
@@ -74,27 +74,31 @@ fn message() -> impl Strategy<Value = Message> {
 }
 
 fn has_bulk(kind: Kind) -> bool {
-    matches!(kind, Kind::Boot | Kind::Transfer | Kind::Chunk | Kind::State | Kind::Entries)
+    matches!(kind, Kind::Boot | Kind::Transfer | Kind::Chunk | Kind::State | Kind::Entries | Kind::Strays)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn what_is_encoded_is_decoded_and_nothing_may_follow(message in message()) {
+    fn what_is_encoded_is_decoded_and_nothing_may_follow(message in message(), generation in any::<u64>()) {
         let mut payload = Vec::new();
-        let head = message.encode(&mut payload);
+        // What another version says, and a refusal, which all versions understand, have no token.
+        let foreign = matches!(message, Message::OtherVersion { .. } | Message::Refuse(_));
+        let envelope = Envelope { generation: if foreign { 0 } else { generation }, message };
+        let message = &envelope.message;
+        let head = envelope.encode(&mut payload);
         let bulk: &[u8] = if has_bulk(head.kind) { b"bulk" } else { b"" };
         payload.extend_from_slice(bulk);
-        let (decoded, rest) = Message::decode(head, &payload).unwrap();
-        prop_assert_eq!((&decoded, rest), (&message, bulk));
+        let (decoded, rest) = Envelope::decode(head, &payload).unwrap();
+        prop_assert_eq!((&decoded, rest), (&envelope, bulk));
         // Of the future only this much can be known, so there something may follow.
         let unknown = matches!(message, Message::OtherVersion { .. })
-            || matches!(&message, Message::Refuse(refusal) if matches!(**refusal, Refusal::Other { .. }))
+            || matches!(message, Message::Refuse(refusal) if matches!(**refusal, Refusal::Other { .. }))
             || head.kind == Kind::Diverged;
         if !has_bulk(head.kind) && !unknown {
             payload.push(0);
-            prop_assert!(Message::decode(head, &payload).is_err(), "a byte too many was accepted");
+            prop_assert!(Envelope::decode(head, &payload).is_err(), "a byte too many was accepted");
         }
     }
 
@@ -105,9 +109,9 @@ proptest! {
         count in prop_oneof![0..10u32, any::<u32>()],
         payload in prop::collection::vec(any::<u8>(), 0..200),
     ) {
-        if let Ok((message, bulk)) = Message::decode(Head { kind, number, count }, &payload) {
+        if let Ok((envelope, bulk)) = Envelope::decode(Head { kind, number, count }, &payload) {
             let mut again = Vec::new();
-            let head = message.encode(&mut again);
+            let head = envelope.encode(&mut again);
             prop_assert_eq!((head.kind, head.number), (kind, number));
             prop_assert!(bulk.len() <= payload.len());
         }
@@ -118,12 +122,29 @@ proptest! {
 fn a_hello_with_a_name_that_is_none_is_refused() {
     let mut payload = Vec::new();
     let me = Identity::new("vm", 1, "a", "cpu").unwrap();
-    let mut hello = Hello::new(Role::Backup, &me, &Settings::default(), 0);
+    let mut hello = Hello::new(Role::Backup, &me, &Settings::default());
     hello.host_name = "a\nb".into();
-    let head = Message::Hello(Box::new(hello)).encode(&mut payload);
-    assert!(matches!(Message::decode(head, &payload), Err(MessageError::Name(_))));
-    let claims_a_gigabyte = [0, 0xfc, 0xff, 0xff, 0xff, 0x3f];
-    let decoded = Message::decode(Head { kind: Kind::Hello, number: VERSION.into(), count: 0 }, &claims_a_gigabyte);
+    let head = Envelope { generation: 0, message: Message::Hello(Box::new(hello)) }.encode(&mut payload);
+    assert!(matches!(Envelope::decode(head, &payload), Err(MessageError::Name(_))));
+    let claims_a_gigabyte = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfc, 0xff, 0xff, 0xff, 0x3f];
+    let decoded = Envelope::decode(Head { kind: Kind::Hello, number: VERSION.into(), count: 0 }, &claims_a_gigabyte);
     let Err(MessageError::Payload { source, .. }) = decoded else { panic!("{decoded:?}") };
     assert!(matches!(source, bincode::error::DecodeError::LimitExceeded), "{source:?}");
+}
+
+#[test]
+fn a_message_too_short_for_its_token_is_none_and_other_versions_need_none() {
+    for kind in Kind::ALL {
+        let number = if kind == Kind::Hello { VERSION.into() } else { 0 };
+        let decoded = Envelope::decode(Head { kind, number, count: 0 }, &[0; TOKEN_BYTES - 1]);
+        let short = matches!(decoded, Err(MessageError::Length { length: 7, .. }));
+        assert!(short || kind == Kind::Refuse, "{kind:?}: {decoded:?}");
+    }
+    for version in [1, 2, 3, 5] {
+        let decoded = Envelope::decode(Head { kind: Kind::Hello, number: version, count: 0 }, b"x").unwrap();
+        let message = Message::OtherVersion { version: version as u32 };
+        assert_eq!(decoded, (Envelope { generation: 0, message }, &b""[..]));
+    }
+    let busy = Envelope::decode(Head { kind: Kind::Refuse, number: 0, count: 7 }, b"").unwrap();
+    assert_eq!(busy.0, Envelope::refuse(Refusal::Busy));
 }

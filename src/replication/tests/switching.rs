@@ -21,11 +21,11 @@ fn b(backup: &mut Backup, now_ms: u64, input: backup::Input) -> Vec<backup::Acti
     out
 }
 
-fn to_p(primary: &mut Primary, now_ms: u64, message: Message) -> Vec<primary::Action> {
+fn to_p(primary: &mut Primary, now_ms: u64, message: Envelope) -> Vec<primary::Action> {
     p(primary, now_ms, primary::Input::Received(message))
 }
 
-fn to_b(backup: &mut Backup, now_ms: u64, message: Message) -> Vec<backup::Action> {
+fn to_b(backup: &mut Backup, now_ms: u64, message: Envelope) -> Vec<backup::Action> {
     b(backup, now_ms, backup::Input::Received(message))
 }
 
@@ -41,15 +41,15 @@ fn pair() -> (Primary, Backup) {
     b(&mut backup, 0, backup::Input::Start);
     b(&mut backup, 0, backup::Input::Connected);
     to_b(&mut backup, 0, message_hello(Role::Primary, 1));
-    to_b(&mut backup, 0, Message::Boot);
+    to_b(&mut backup, 0, of(1, Message::Boot));
     b(&mut backup, 0, backup::Input::Loaded);
-    to_p(&mut primary, 0, Message::Welcome { generation: 1 });
-    to_b(&mut backup, 0, Message::Welcome { generation: 1 });
+    to_p(&mut primary, 0, of(1, Message::Welcome));
+    to_b(&mut backup, 0, of(1, Message::Welcome));
     (primary, backup)
 }
 
-fn ack(received: u64, received_stamp: u64) -> Message {
-    Message::Ack { received, executed: 0, executed_stamp: 0, received_stamp }
+fn ack(received: u64, received_stamp: u64) -> Envelope {
+    of(1, Message::Ack { received, executed: 0, executed_stamp: 0, received_stamp })
 }
 
 /// Two entries, acknowledged, and the backup asked to take over, at 3 ms.
@@ -61,9 +61,9 @@ fn handing_over() -> (Primary, Backup) {
     let answer = primary::Input::Arbiter(Answer::Holds(Some(1)));
     assert_eq!(p(&mut primary, 1, answer), [P::SwitchGuest]);
     p(&mut primary, 2, primary::Input::Appended { entries: 2, bytes: 20 });
-    to_b(&mut backup, 2, Message::Entries { first: 0, count: 2, bytes: 20, stamp: 2 * MS, released: 0 });
+    to_b(&mut backup, 2, of(1, Message::Entries { first: 0, count: 2, bytes: 20, stamp: 2 * MS, released: 0 }));
     assert_eq!(p(&mut primary, 2, primary::Input::Parked), [], "not all is acknowledged");
-    let handover = Message::Handover { entries: 2, released: 0 };
+    let handover = of(1, Message::Handover { entries: 2, released: 0 });
     let handed = to_p(&mut primary, 3, ack(2, 2 * MS));
     let lease = P::Lease { until_ns: 182 * MS };
     assert_eq!(handed, [lease, P::Release { below: 2 }, P::Hold, P::Send(handover.clone())]);
@@ -77,7 +77,7 @@ fn took() -> (Primary, Primary) {
     let (primary, mut backup) = handing_over();
     let go_live = B::GoLive { generation: 2, entries: 2, alone: false };
     assert_eq!(b(&mut backup, 4, backup::Input::Arbiter(Answer::Won)), [go_live]);
-    let took = B::Send(Message::Took { generation: 2, stamp: 4 * MS });
+    let took = B::Send(of(2, Message::Took { stamp: 4 * MS }));
     assert_eq!(b(&mut backup, 4, backup::Input::WentLive), [took, B::BecomePrimary]);
     (primary, Primary::from_backup(backup))
 }
@@ -87,12 +87,12 @@ fn the_roles_change_and_the_new_primary_lets_nothing_out_before_the_old_one_has_
     let (mut old, mut new) = took();
     assert_eq!(p(&mut new, 4, primary::Input::Start), []);
     assert_eq!((new.state(), new.appended(), new.generation()), (&primary::State::Protected, 2, 2));
-    let heartbeat = Message::Heartbeat { stamp: 1, guest_clock_ns: 0, released: 0 };
+    let heartbeat = of(1, Message::Heartbeat { stamp: 1, guest_clock_ns: 0, released: 0 });
     assert_eq!(to_p(&mut new, 5, heartbeat), [], "of the old primary, sent before it knew");
     assert_eq!(to_p(&mut old, 5, ack(2, 2 * MS)), [], "of the old backup, sent before it was asked");
-    assert_eq!(to_p(&mut old, 5, Message::Took { generation: 2, stamp: 4 * MS }), [P::BecomeBackup]);
+    assert_eq!(to_p(&mut old, 5, of(2, Message::Took { stamp: 4 * MS })), [P::BecomeBackup]);
     let mut backup = Backup::handed_over(old);
-    let first = Message::Ack { received: 2, executed: 2, executed_stamp: 0, received_stamp: 4 * MS };
+    let first = of(2, Message::Ack { received: 2, executed: 2, executed_stamp: 0, received_stamp: 4 * MS });
     assert_eq!(b(&mut backup, 5, backup::Input::Start), [B::Send(first.clone())]);
     let lease = P::Lease { until_ns: 184 * MS };
     assert_eq!(to_p(&mut new, 6, first), [lease, P::Release { below: 2 }]);
@@ -214,7 +214,7 @@ fn a_new_primary_that_loses_the_old_one_asks_again_before_anything_leaves() {
 fn an_operator_who_wants_a_stop_meanwhile_is_not_forgotten() {
     let (mut old, mut backup) = handing_over();
     assert_eq!(p(&mut old, 4, primary::Input::StopRequested), [], "it stands still");
-    to_p(&mut old, 5, Message::Took { generation: 2, stamp: 4 * MS });
+    to_p(&mut old, 5, of(2, Message::Took { stamp: 4 * MS }));
     let stopped = b(&mut Backup::handed_over(old), 5, backup::Input::Start);
     assert_eq!(stopped.last(), Some(&B::Stop(StopReason::Operator)));
     b(&mut backup, 4, backup::Input::Arbiter(Answer::Won));
@@ -229,8 +229,8 @@ fn what_the_old_primary_sends_too_much_is_no_handover() {
         [(3, 0, Violation::Gap { expected: 2, found: 3 }), (2, 3, Violation::Released { released: 3, acknowledged: 2 })]
     {
         let (_, mut backup) = pair();
-        to_b(&mut backup, 2, Message::Entries { first: 0, count: 2, bytes: 20, stamp: 2 * MS, released: 0 });
-        let given_up = to_b(&mut backup, 3, Message::Handover { entries, released });
+        to_b(&mut backup, 2, of(1, Message::Entries { first: 0, count: 2, bytes: 20, stamp: 2 * MS, released: 0 }));
+        let given_up = to_b(&mut backup, 3, of(1, Message::Handover { entries, released }));
         assert_eq!(given_up, [B::Disconnect, B::Suspect(Suspicion::Violation(violation)), B::Ask(CLAIM_2)]);
     }
 }

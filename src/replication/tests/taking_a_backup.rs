@@ -42,7 +42,7 @@ fn come(primary: &mut Primary, now_ms: u64, transfer: u64) {
     let heartbeat = Message::Heartbeat { stamp: now_ms * MS, guest_clock_ns: 0, released: 0 };
     let hello = Send(message_hello(Role::Primary, 1));
     let begun = on(primary, now_ms, Input::Received(message_hello(Role::Backup, 0)));
-    assert_eq!(begun, [hello, Send(Message::Transfer), BeginTransfer { transfer }, Send(heartbeat)]);
+    assert_eq!(begun, [hello, Send(of(1, Message::Transfer)), BeginTransfer { transfer }, Send(of(1, heartbeat))]);
     assert_eq!(primary.state(), &State::Transferring);
 }
 
@@ -51,25 +51,25 @@ fn joining() -> Primary {
     let mut primary = transferring();
     assert_eq!(on(&mut primary, 12, appended(2)), [], "the guest runs on unprotected");
     let sent = on(&mut primary, 20, Input::Captured { transfer: 1, entries: 7 });
-    assert_eq!(sent, [Send(Message::State { entries: 7 })]);
+    assert_eq!(sent, [Send(of(1, Message::State { entries: 7 }))]);
     assert_eq!(on(&mut primary, 20, Input::Left { below: 7 }), []);
     let follows = Message::Entries { first: 7, count: 1, bytes: 10, stamp: 21 * MS, released: 7 };
-    assert_eq!(on(&mut primary, 21, appended(1))[0], Send(follows));
+    assert_eq!(on(&mut primary, 21, appended(1))[0], Send(of(1, follows)));
     primary
 }
 
 fn welcome() -> Input {
-    Input::Received(Message::Welcome { generation: 1 })
+    Input::Received(of(1, Message::Welcome))
 }
 
 #[test]
 fn outputs_wait_for_acknowledgements_from_the_welcome_on_and_the_lease_comes_before_it() {
     let mut primary = joining();
     let counted = on(&mut primary, 30, welcome());
-    assert_eq!(counted[..3], [Release { below: 7 }, lease(210), Send(Message::Welcome { generation: 1 })]);
+    assert_eq!(counted[..3], [Release { below: 7 }, lease(210), Send(of(1, Message::Welcome))]);
     assert_eq!((primary.state(), primary.acked(), primary.executed()), (&State::Protected, 7, 7));
     let ack = Message::Ack { received: 8, executed: 7, executed_stamp: 0, received_stamp: 21 * MS };
-    assert_eq!(on(&mut primary, 31, Input::Received(ack))[0], Release { below: 8 }, "the lease gets no shorter");
+    assert_eq!(on(&mut primary, 31, Input::Received(of(1, ack)))[0], Release { below: 8 }, "the lease gets no shorter");
     assert_eq!(on(&mut primary, 32, Input::Disconnected)[0], Hold, "and it asks the arbiter from here on");
 }
 
@@ -81,7 +81,7 @@ fn the_welcome_waits_until_the_outputs_of_the_time_without_a_backup_have_left() 
     on(&mut primary, 21, Input::Left { below: 4 });
     assert_eq!(on(&mut primary, 22, welcome()), [], "what was said before the capture does not count");
     let left = on(&mut primary, 23, Input::Left { below: 5 });
-    assert_eq!(left, [Release { below: 5 }, lease(203), Send(Message::Welcome { generation: 1 })]);
+    assert_eq!(left, [Release { below: 5 }, lease(203), Send(of(1, Message::Welcome))]);
 
     let mut primary = transferring();
     on(&mut primary, 20, Input::Captured { transfer: 1, entries: 5 });
@@ -109,7 +109,7 @@ fn a_backup_lost_on_its_way_costs_nothing_and_the_next_one_may_come() {
     come(&mut primary, 23, 2);
     assert_eq!(
         on(&mut primary, 24, Input::Captured { transfer: 2, entries: 8 }),
-        [Send(Message::State { entries: 8 })]
+        [Send(of(1, Message::State { entries: 8 }))]
     );
     on(&mut primary, 24, Input::Left { below: 8 });
     on(&mut primary, 25, welcome());
@@ -126,7 +126,7 @@ fn another_backup_is_told_that_the_primary_is_busy() {
 
 #[test]
 fn a_guest_that_ends_meanwhile_says_goodbye() {
-    let goodbye = |entries| Send(Message::Goodbye(Goodbye::Ended { entries }));
+    let goodbye = |entries| Send(of(1, Message::Goodbye(Goodbye::Ended { entries })));
     let mut primary = transferring();
     let ended = on(&mut primary, 12, Input::GuestEnded);
     assert_eq!(ended, [goodbye(5), EndTransfer, Disconnect, Stop(StopReason::Ended)]);
@@ -148,7 +148,7 @@ mod backup_side {
     }
 
     fn received(backup: &mut Backup, now_ms: u64, message: Message) -> Vec<backup::Action> {
-        on(backup, now_ms, Input::Received(message))
+        on(backup, now_ms, Input::Received(of(4, message)))
     }
 
     /// The state has come at 1 ms, and the machine is given it.
@@ -156,7 +156,7 @@ mod backup_side {
         let mut backup = Backup::new(identity(2, "beta"), Settings::default());
         on(&mut backup, 0, Input::Start);
         on(&mut backup, 0, Input::Connected);
-        received(&mut backup, 0, message_hello(Role::Primary, 4));
+        on(&mut backup, 0, Input::Received(message_hello(Role::Primary, 4)));
         assert_eq!(received(&mut backup, 0, Message::Transfer), [LoadBlank]);
         assert_eq!(received(&mut backup, 1, Message::Chunk), [Apply]);
         assert_eq!(received(&mut backup, 1, Message::State { entries: 7 }), [Restore { entries: 7 }]);
@@ -171,11 +171,11 @@ mod backup_side {
     fn the_log_may_come_before_it_is_ready_and_is_acknowledged_when_it_counts() {
         let mut backup = restoring();
         assert_eq!(received(&mut backup, 2, entries(7, 70)), [Replay { first: 7, count: 1, stamp: 70 }]);
-        assert_eq!(on(&mut backup, 3, Input::Loaded), [Send(Message::Welcome { generation: 4 })]);
+        assert_eq!(on(&mut backup, 3, Input::Loaded), [Send(of(4, Message::Welcome))]);
         assert_eq!(received(&mut backup, 4, entries(8, 80)), [Replay { first: 8, count: 1, stamp: 80 }]);
         assert_eq!(on(&mut backup, 5, Input::Executed { entries: 8, stamp: 70 }), []);
         let ack = Message::Ack { received: 9, executed: 8, executed_stamp: 70, received_stamp: 80 };
-        assert_eq!(received(&mut backup, 6, Message::Welcome { generation: 4 }), [Send(ack)]);
+        assert_eq!(received(&mut backup, 6, Message::Welcome), [Send(of(4, ack))]);
         assert_eq!(backup.state(), &State::Following);
     }
 
