@@ -113,6 +113,12 @@ fn an_arbiter_agrees_with_a_zookeeper() {
 }
 
 #[test]
+fn three_arbiters_agree_with_a_zookeeper() {
+    let (one, three) = (servers(Kind::Debian, 1), servers(Kind::Lockstep, 3));
+    agree(&one, &three, &["--without", "wrong-password,checkWatches"]);
+}
+
+#[test]
 fn three_zookeepers_agree_with_one() {
     let (one, three) = (servers(Kind::Debian, 1), servers(Kind::Debian, 3));
     // What a member knows of others' watches and connections is its own.
