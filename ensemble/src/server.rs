@@ -242,6 +242,7 @@ impl<N: Net> Member<N> {
             }
         };
         let end = tokio::select! {
+            biased;
             () = stop => Ok(End::Stopped),
             fatal = fatal => Err(RunError::Raft(fatal)),
             () = removed => Ok(End::Removed),

@@ -190,8 +190,9 @@ fn disturb(
             Some(down) => sim.bounce(name(down)),
             None => {
                 let whole = trouble.cut.is_none() && is_whole(running);
-                sim.crash(name(id));
+                // The disk first: what a dying process still flushes does not arrive.
                 disks[&id].crash(random);
+                sim.crash(name(id));
                 if whole && random.one_in(3) {
                     disks[&id].wipe();
                 }
@@ -201,8 +202,8 @@ fn disturb(
         // All at once: only what was flushed counts.
         2 if trouble.down.is_none() => {
             for (id, disk) in disks {
-                sim.crash(name(*id));
                 disk.crash(random);
+                sim.crash(name(*id));
             }
             for id in disks.keys() {
                 sim.bounce(name(*id));

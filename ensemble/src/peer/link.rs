@@ -184,6 +184,7 @@ where
     let mut heard = Instant::now();
     loop {
         tokio::select! {
+            biased;
             now = pings.tick() => {
                 if now.duration_since(heard) > SILENCE {
                     return FrameError::Io(std::io::ErrorKind::TimedOut.into());
@@ -192,20 +193,6 @@ where
                     number += 1;
                     frame::write(&mut out, Kind::Ping, number, &[]);
                 }
-            }
-            outgoing = queue.recv(), if out.len() < frame::MAX_BYTES => {
-                let Some(outgoing) = outgoing else { return FrameError::Closed };
-                let mut next = Some(outgoing);
-                while let Some(Outgoing { kind, payload, answer }) = next {
-                    number += 1;
-                    frame::write(&mut out, kind, number, &payload);
-                    if let Some(answer) = answer {
-                        asked.insert(number, answer);
-                    }
-                    next = if out.len() < frame::MAX_BYTES { queue.try_recv().ok() } else { None };
-                }
-                // Those who gave up waiting need no answer.
-                asked.retain(|_, answer| !answer.is_closed());
             }
             written = writing.write_buf(&mut out), if !out.is_empty() => match written {
                 Ok(0) => return FrameError::Closed,
@@ -227,6 +214,20 @@ where
                     // It may have given up just now.
                     let _ = waiting.send(result);
                 }
+            }
+            outgoing = queue.recv(), if out.len() < frame::MAX_BYTES => {
+                let Some(outgoing) = outgoing else { return FrameError::Closed };
+                let mut next = Some(outgoing);
+                while let Some(Outgoing { kind, payload, answer }) = next {
+                    number += 1;
+                    frame::write(&mut out, kind, number, &payload);
+                    if let Some(answer) = answer {
+                        asked.insert(number, answer);
+                    }
+                    next = if out.len() < frame::MAX_BYTES { queue.try_recv().ok() } else { None };
+                }
+                // Those who gave up waiting need no answer.
+                asked.retain(|_, answer| !answer.is_closed());
             }
         }
     }

@@ -102,6 +102,7 @@ async fn serve<N: Net>(core: Arc<Core<N>>, stream: N::Stream) -> Result<(), Serv
         }
     };
     let end: Result<(), ServeError> = tokio::select! {
+        biased;
         sent = sending => sent.map_err(|error| FrameError::Io(error).into()),
         taken = taking => taken,
     };

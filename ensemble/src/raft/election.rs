@@ -61,9 +61,10 @@ pub async fn stand<N: Net>(core: Arc<Core<N>>) {
             None => silence,
         };
         tokio::select! {
-            () = tokio::time::sleep_until(suspicion.max(not_before)) => {}
+            biased;
             // A leader whose process has died is not waited for.
             () = core.contact.lost(), if heard.gone.is_none() => continue,
+            () = tokio::time::sleep_until(suspicion.max(not_before)) => {}
             changed = metrics.changed() => {
                 if changed.is_err() {
                     return;

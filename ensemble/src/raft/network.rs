@@ -140,6 +140,7 @@ impl<N: Net> RaftNetwork<Types> for Peer<N> {
         _: RPCOption,
     ) -> Result<SnapshotResponse<MemberId>, StreamingError<Types, openraft::error::Fatal<MemberId>>> {
         tokio::select! {
+            biased;
             closed = cancel => Err(closed.into()),
             sent = self.send_snapshot(vote, snapshot) => {
                 sent.map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))

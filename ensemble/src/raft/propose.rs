@@ -53,7 +53,7 @@ pub async fn forward<N: Net>(core: Arc<Core<N>>) {
             }
         };
         tokio::select! {
-            () = core.replica.proposed() => {}
+            biased;
             () = reconnected => core.replica.pending().send_again(),
             changed = metrics.changed() => {
                 if changed.is_err() {
@@ -74,6 +74,7 @@ pub async fn forward<N: Net>(core: Arc<Core<N>>) {
                     core.replica.pending().send_again();
                 }
             }
+            () = core.replica.proposed() => {}
         }
         let Some(way) = &way else { continue };
         loop {
