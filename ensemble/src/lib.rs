@@ -14,7 +14,6 @@
 //! | [`server`] | a member as a whole |
 //!
 //! What stands above does not look below it, but for [`core`], which joins the tasks of a member.
-#![allow(clippy::disallowed_methods, reason = "the pure rooms say so by name; see clippy.toml")]
 
 pub mod client;
 pub mod core;

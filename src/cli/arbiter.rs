@@ -20,18 +20,19 @@ use super::remote::address;
 /// The port of other members where none is named.
 const CLIENT_PORT: u16 = 2181;
 
-/// Run an arbiter: one of three or five that decide together which side of a pair may go on, and speak the ZooKeeper protocol.
+/// Run an arbiter: one of three or five that decide by majority who may live, and speak the ZooKeeper protocol.
 ///
-/// A group decides as long as a majority of it is there: three go on without one, five without two. Start each with its own number
-/// and the same list of all:
+/// Three go on without one of them, five without two. Start each with its own number and the same
+/// list of all:
 ///
 ///   a$ lockstep arbiter --id 1 --peers 1=10.0.0.1:7710,2=10.0.0.2:7710,3=10.0.0.3:7710
 ///   b$ lockstep arbiter --id 2 --peers 1=10.0.0.1:7710,2=10.0.0.2:7710,3=10.0.0.3:7710
 ///   c$ lockstep arbiter --id 3 --peers 1=10.0.0.1:7710,2=10.0.0.2:7710,3=10.0.0.3:7710
 ///
-/// and give hosts, agents and ZooKeeper's own tools the addresses for clients: `--arbiter zk://10.0.0.1,10.0.0.2,10.0.0.3`.
-/// The group forms itself once all of them are there. An arbiter whose disk was lost is started as before, with an empty directory,
-/// and the others take it in again.
+/// and tell hosts and agents where they are: --arbiter zk://10.0.0.1,10.0.0.2,10.0.0.3
+///
+/// The group forms itself once all of them are there. An arbiter whose disk was lost is started
+/// as before, with an empty directory, and the others take it in again.
 #[derive(Clone, Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, verbatim_doc_comment)]
 pub struct ArbiterArgs {
@@ -52,7 +53,8 @@ pub struct ArbiterArgs {
     /// Where to listen for clients, if not on the address that they use
     #[arg(long, value_name = "ADDR", value_parser = address)]
     listen_clients: Option<String>,
-    /// Where this arbiter keeps its log and its snapshots: a directory on a disk of its own, as fast to flush as can be
+    /// Where this arbiter keeps its log and its snapshots: a directory on a disk that is quick to flush. /var/lib/lockstep/arbiter-N where it is
+    /// left out
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// This arbiter is a new one of a group that is there already (`--peers` names some of that, and this one)
