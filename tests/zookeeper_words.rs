@@ -204,7 +204,7 @@ async fn numbers(server: &Server<'_>) {
 }
 
 fn servers_say(kind: Kind, count: usize) {
-    let servers = ZooKeeper::start_set(kind, count, Settings { sync: false, sync_limit: 80, ..Settings::default() });
+    let servers = ZooKeeper::start_set(kind, count, Settings { sync: false, patient: true, ..Settings::default() });
     let leader = servers.leader();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     for index in 0..count {
