@@ -24,7 +24,7 @@ fn servers(kind: Kind, count: usize) -> ZooKeeper {
         container_ms: 3_600_000,
         ttl: false,
         sync: false,
-        sync_limit: 80,
+        patient: true,
         ..Settings::default()
     };
     ZooKeeper::start_set(kind, count, settings)
@@ -40,7 +40,7 @@ fn compare(one: &str, other: &str, seed: u64, seconds: u64, arguments: &[&str]) 
 
 #[track_caller]
 fn agree(one: &ZooKeeper, other: &ZooKeeper, arguments: &[&str]) -> String {
-    let output = compare(&one.addresses(), &other.addresses(), seed(), count_from("LOCKSTEP_SECONDS", 8), arguments);
+    let output = compare(&one.addresses(), &other.addresses(), seed(), count_from("LOCKSTEP_SECONDS", 6), arguments);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("{said}");
     assert!(output.status.success(), "they differ:\n{said}{}", String::from_utf8_lossy(&output.stderr));
@@ -110,6 +110,12 @@ fn an_arbiter_agrees_with_a_zookeeper() {
     let (one, other) = (servers(Kind::Debian, 1), servers(Kind::Lockstep, 1));
     // With a wrong password, somebody can have ZooKeeper close the connection of a session that is not his. Ours does not.
     agree(&one, &other, &["--without", "wrong-password,checkWatches"]);
+}
+
+#[test]
+fn three_arbiters_agree_with_a_zookeeper() {
+    let (one, three) = (servers(Kind::Debian, 1), servers(Kind::Lockstep, 3));
+    agree(&one, &three, &["--without", "wrong-password,checkWatches"]);
 }
 
 #[test]

@@ -101,7 +101,8 @@ fn servers(kind: Kind, count: usize) -> ZooKeeper {
         container_ms: 200,
         ttl: false,
         sync: false,
-        sync_limit: 80,
+        patient: true,
+        ..Settings::default()
     };
     ZooKeeper::start_set(kind, count, settings)
 }

@@ -142,6 +142,8 @@ fn plan(args: &ArbiterArgs) -> anyhow::Result<Plan> {
     let settings = Settings {
         heartbeat: ms(args.heartbeat),
         election: (ms(args.election_timeout), ms(args.election_timeout.saturating_mul(2))),
+        // An election takes a few of its time-outs, and nobody is sent away for one.
+        patience: ms(args.election_timeout.saturating_mul(6)).max(Settings::default().patience),
         min_session: ms(args.min_session_timeout),
         max_session: ms(args.max_session_timeout),
         container_check: ms(args.container_check),

@@ -37,7 +37,10 @@ pub struct Settings {
     /// Whether writes are on the disk before they are acknowledged; tests in which nothing loses its power do without.
     pub sync: bool,
     /// Ticks after which a follower that is silent is given up.
-    pub sync_limit: u64,
+    sync_limit: u64,
+    /// For tests that run a whole ensemble and many clients on few processors, and are about something else: members wait long for
+    /// one another.
+    pub patient: bool,
 }
 
 impl Default for Settings {
@@ -49,6 +52,7 @@ impl Default for Settings {
             ttl: true,
             sync: true,
             sync_limit: 4,
+            patient: false,
         }
     }
 }
@@ -247,7 +251,7 @@ fn debian(
              minSessionTimeout={}\nmaxSessionTimeout={}\nadmin.enableServer=false\n4lw.commands.whitelist=*\nmaxClientCnxns=0\n\
              extendedTypesEnabled={}\nforceSync={}\n",
             settings.tick_ms,
-            settings.sync_limit,
+            if settings.patient { 80 } else { settings.sync_limit },
             data.display(),
             client.number,
             settings.session_ms[0],
@@ -296,6 +300,9 @@ fn lockstep(directory: &TempDir, clients: &[Port], between: &[[Port; 2]], settin
             let [least, most] = settings.session_ms;
             command.args(["--min-session-timeout", &least.to_string(), "--max-session-timeout", &most.to_string()]);
             command.args(["--container-check", &settings.container_ms.to_string()]);
+            if settings.patient {
+                command.args(["--heartbeat", "100", "--election-timeout", "1000"]);
+            }
             command
         })
     };

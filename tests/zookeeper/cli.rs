@@ -201,7 +201,7 @@ fn show_stat(lines: &[String]) -> String {
 
 impl Cli {
     fn connect(&mut self, request: &Request) -> Vec<String> {
-        let timeout = request.named("timeout").unwrap_or("10000");
+        let timeout = request.named("timeout").unwrap_or("30000");
         let address = request.socket().to_string();
         let reused = self.shells.get_mut(&request.client).filter(|shell| shell.timeout == timeout);
         match reused {

@@ -200,7 +200,10 @@ class Execution:
         elif not connected:
             notes.append(("no connection",))
         elif what == "close":
-            notes += self.exchange(session, [["closeSession"]], False)
+            # A session's nodes go in no order; that they go before it is told that it has ended, is one.
+            told = self.exchange(session, [["closeSession"]], False)
+            count = next((at for at, note in enumerate(told) if note[0] != "event"), len(told))
+            notes += sorted(told[:count]) + told[count:]
             self.connections.pop(session).close()
             self.closed[session] = self.known.pop(session)
             self.alive.pop(self.closed[session][0], None)
@@ -326,7 +329,6 @@ class Execution:
                 seen.append(("closed",))
             except TimeoutError:
                 seen.append(("silence",))
-            # A session's nodes go in no order.
             notes += [(f"to {session}", *note) for note in (sorted(seen) if unordered else seen)]
             if seen and seen[-1] in (("closed",), ("silence",)):
                 connected.close()

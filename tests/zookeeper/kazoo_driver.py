@@ -105,13 +105,13 @@ class Driver:
     # ---- sessions
 
     def do_connect(self, step, _positional, named):
-        client = self.clients[step["client"]] = Client(step["address"], int(named.get("timeout", 10000)))
+        client = self.clients[step["client"]] = Client(step["address"], int(named.get("timeout", 30000)))
         client.start()
         return ["connected"]
 
     def do_attach(self, step, positional, _named):
         other = self.clients[positional[0]]
-        client = self.clients[step["client"]] = Client(step["address"], 10000, other.id)
+        client = self.clients[step["client"]] = Client(step["address"], 30000, other.id)
         client.start()
         return ["attached" if client.id[0] == other.id[0] else "expired"]
 

@@ -365,7 +365,7 @@ async fn wait(done: impl Fn() -> bool) -> impl FnOnce(&str) -> String {
 }
 
 async fn connect(sessions: &mut BTreeMap<String, Session>, request: &Request) -> Result<Vec<String>, Error> {
-    let timeout = Duration::from_millis(request.number("timeout").unwrap_or(10_000) as u64);
+    let timeout = Duration::from_millis(request.number("timeout").unwrap_or(30_000) as u64);
     let connector = Client::connector().with_session_timeout(timeout);
     let cluster = request.socket().to_string();
     let (connector, said) = match request.verb.as_str() {

@@ -107,7 +107,7 @@ class Driver:
     # ---- sessions
 
     def do_connect(self, step, _positional, named):
-        client = Client(tuple(step["address"]), int(named.get("timeout", 10000)))
+        client = Client(tuple(step["address"]), int(named.get("timeout", 30000)))
         self.clients[step["client"]] = client
         return ["connected" if client.session.id else "refused"]
 

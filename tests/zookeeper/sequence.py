@@ -37,6 +37,7 @@ class Maker:
         self.sessions = sessions
         self.count = steps
         self.without = set(without)
+        self.session = 0
         # Nodes that are probably there.
         self.there = ["{}"]
 
@@ -194,6 +195,13 @@ class Maker:
             return ["removeWatches", self.path(), self.random.choice([1, 2, 3, 3, 0, 4])]
         if roll < 0.80 and "checkWatches" not in self.without:
             return ["checkWatches", self.path(), self.random.choice([1, 2, 3, 0, 4])]
+        if roll < 0.80:
+            # A path that nobody else watches.
+            own = f"{{}}/of{self.session}"
+            return self.random.choice([
+                ["checkWatches", own, self.random.choice([1, 2, 3, 0, 4])], ["removeWatches", own, self.random.choice([1, 2, 3])],
+                ["exists", own, True], ["addWatch", own, self.random.choice([0, 1])],
+            ])
         paths = lambda: [self.path() for _ in range(self.random.randint(0, 2))]
         # Numbers of transactions differ between servers: before all of them, or after.
         before = self.random.random() < 0.5
@@ -239,7 +247,7 @@ class Maker:
         made.append([0, "send", [["create", "{}", "", [[31, "world", "anyone"]], 0]]])
         identities = [False] * self.sessions
         for _ in range(self.count):
-            session = self.random.randrange(self.sessions)
+            session = self.session = self.random.randrange(self.sessions)
             roll = self.random.random()
             if roll < 0.86:
                 made.append([session, "send", self.batch()])
