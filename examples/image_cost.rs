@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use lockstep::console::hub::Protection;
+use lockstep::disk::fence::{Fence, Fences};
 use lockstep::disk::port::DiskPort;
 use lockstep::doors::Disk;
 use lockstep::machine::blocks::{Ask, Request};
@@ -65,6 +66,15 @@ fn main() {
         measure("  4 KiB write, past the host's memory", &file, ",cache=none", depth, 2_000, write);
         measure("  flush, nothing written", &file, ",cache=writeback", depth, 200, |_| Ask::Flush);
     }
-    let _ = std::fs::remove_file(&file);
-    let _ = std::fs::remove_file(format!("{file}.lockstep"));
+    let newest = Fences::of(format!("{file}.lockstep").as_ref()).path(1);
+    let fence = Fence::open(&newest).expect("opens").expect("a shared image that was live has a stamp");
+    let (began, looks) = (Instant::now(), 200_000);
+    for _ in 0..looks {
+        assert!(fence.holds().expect("its file can be looked at"));
+    }
+    let each = began.elapsed().as_nanos() as f64 / f64::from(looks) / 1000.0;
+    println!("a look at the stamp, before each change of a shared image: {each:.2} µs");
+    for file in [&file, &format!("{file}.lockstep"), &newest.display().to_string()] {
+        let _ = std::fs::remove_file(file);
+    }
 }

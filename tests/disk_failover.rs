@@ -1,6 +1,7 @@
 //! Promise: the guest's disk is right whatever happens to its hosts. The torture reads, writes, flushes and discards with sixteen and more requests in flight,
 //! overlapping ones among them, and holds each sector against its model, while its hosts are killed one after the other, new backups join it
-//! while it runs, and roles change. It never finds a wrong sector, and no backup diverges. `scripts/campaign-disk-failover` runs the long version.
+//! while it runs, roles change, and a host that was stopped wakes when another one has long gone on. It never finds a wrong sector, and no backup diverges.
+//! `scripts/campaign-disk-failover` runs the long version.
 #![allow(clippy::disallowed_methods, reason = "tests watch the world's time; nothing of the machine depends on it")]
 
 mod chain;
@@ -70,4 +71,24 @@ fn the_torture_finds_its_disk_right_whoever_dies() {
         life(disks, rounds, &mut random);
     }
     println!("{all} rounds of kills survived");
+}
+
+#[test]
+fn a_primary_that_slept_over_its_survivors_work_changes_none_of_it() {
+    let seed = seed();
+    let mut random = Random::new(seed);
+    for disks in DISKS {
+        let guest = torture(random.below(1 << 30), 32);
+        println!("seed {seed}: {disks:?}");
+        let mut chain = Chain::start(None, disks, &guest, "");
+        for _ in 0..2 {
+            chain.joins(None, "");
+            chain.goes_on(200);
+            moment(&mut random, 200);
+            chain.stops_live_for_a_while();
+            // What the guest reads from here on is held against what it has written.
+            chain.goes_on(400);
+        }
+        chain.stops();
+    }
 }

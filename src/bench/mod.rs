@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "measures time")]
 
 mod alone;
+mod arbiter;
 mod codec;
 mod compute;
 mod disk;
@@ -105,6 +106,12 @@ pub const MEASUREMENTS: &[Measurement] = &[
         about: "a guest bound by its disk, protected and unprotected",
         by_name_only: false,
         run: disk::run,
+    },
+    Measurement {
+        name: arbiter::NAME,
+        about: "arbiters and Debian's ZooKeeper (only if named; needs the package zookeeper)",
+        by_name_only: true,
+        run: arbiter::run,
     },
     Measurement {
         name: transfer::NAME,

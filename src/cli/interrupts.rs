@@ -45,6 +45,13 @@ impl Signals {
     }
 }
 
+/// Waits for the first SIGINT or SIGTERM; a second one ends the process at once.
+pub async fn signalled() {
+    let Ok(mut signals) = Signals::new() else { return std::future::pending().await };
+    signals.next().await;
+    tokio::spawn(signals.obey(|| {}));
+}
+
 /// Turns the first SIGINT or SIGTERM into a request to stop the machine.
 pub async fn stop_on_signal(board: Arc<Board>) {
     // Without handlers, the signals do what they always do.

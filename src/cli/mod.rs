@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
+pub mod arbiter;
 pub mod bench;
 pub mod cluster;
 pub mod console;
@@ -51,6 +52,7 @@ enum Command {
     Log(log::LogArgs),
     Primary(pair::PrimaryArgs),
     Backup(pair::BackupArgs),
+    Arbiter(arbiter::ArbiterArgs),
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
     Hosts(cluster::HostsArgs),
@@ -104,6 +106,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Log(args) => log::run(args).map(|()| ExitCode::SUCCESS),
         Command::Primary(args) => pair::run_primary(args),
         Command::Backup(args) => pair::run_backup(args),
+        Command::Arbiter(args) => arbiter::run(args),
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
         Command::Hosts(args) => cluster::hosts(args),

@@ -212,9 +212,9 @@ fn exit_status(outcome: &Outcome) -> ExitCode {
         Outcome::Ended(reason) => super::guest_status(reason),
         Outcome::Stopped(StopReason::Operator | StopReason::Ended) => ExitCode::SUCCESS,
         Outcome::Stopped(StopReason::Diverged { .. }) => ExitCode::from(super::DIVERGED),
-        Outcome::Stopped(StopReason::Lost { .. } | StopReason::Refused(_) | StopReason::Mismatch(_)) => {
-            ExitCode::from(super::FAILED)
-        }
+        Outcome::Stopped(
+            StopReason::Lost { .. } | StopReason::Fenced { .. } | StopReason::Refused(_) | StopReason::Mismatch(_),
+        ) => ExitCode::from(super::FAILED),
     }
 }
 

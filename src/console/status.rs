@@ -180,6 +180,8 @@ pub struct DiskStatus {
     pub held: u64,
     /// Bytes that a new backup has yet to get.
     pub to_copy_bytes: u64,
+    /// The generation in which the VM has gone live elsewhere: this host changes the image no more.
+    pub lost_to_generation: Option<u64>,
 }
 
 impl fmt::Display for DiskStatus {
@@ -197,6 +199,9 @@ impl fmt::Display for DiskStatus {
         }
         if self.to_copy_bytes > 0 {
             write!(f, ", {} bytes to copy", self.to_copy_bytes)?;
+        }
+        if let Some(generation) = self.lost_to_generation {
+            write!(f, ", lost to generation {generation}")?;
         }
         Ok(())
     }

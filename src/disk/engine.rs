@@ -1,7 +1,7 @@
 //! The threads that carry requests out, and what they share with everybody else.
 //!
 //! One lock, `state`, under which nobody makes a system call; what is at work on the image is outside of it. Whether a shared image may still be changed is
-//! looked at again right before each call that changes it: see [`Shared::may_change`].
+//! looked at again right before each call that changes it: see [`Shared::may_change`]. The threads also put the stamp that lets this host change it at all.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use super::copy::ToCopy;
+use super::fence::{Fence, Fences, Raised};
 use super::image::{Buffer, Image, Trouble};
 use super::requests::{Job, Queue, Word};
-use super::stamp::Stamp;
+use super::stamp::{Stamp, StampError};
 use crate::backends::clock::boot_clock_ns;
 use crate::backends::priority::prefer_this_thread;
 use crate::console::status::DiskStatus;
@@ -33,10 +35,35 @@ pub enum Flaw {
     Broken,
 }
 
+/// How long after a failure a stamp is put again, ns.
+const STAMP_AGAIN_NS: u64 = 200_000_000;
+
+/// A stamp that is to be put before a shared image is changed.
+#[derive(Clone, Debug)]
+pub struct Stamping {
+    /// This one.
+    pub stamp: Stamp,
+    /// Not before this, ns: it has failed.
+    due_ns: Option<u64>,
+}
+
+impl Stamping {
+    /// As soon as a thread comes to it.
+    pub fn of(stamp: Stamp) -> Self {
+        Stamping { stamp, due_ns: None }
+    }
+}
+
 /// What the vCPU thread, the threads of the engine and the protocol's thread meet in.
 pub struct State {
     pub queue: Queue,
     pub stamp: Option<Stamp>,
+    /// Shared: number of the newest stamp that this host has seen, the one that it has to put, and the generation that has taken the image over from it.
+    pub seen: u64,
+    pub stamping: Option<Stamping>,
+    pub lost: Option<u64>,
+    /// A thread is just putting a stamp.
+    pub is_stamping: bool,
     /// Contents of the disk as the machine's configuration has them.
     pub contents: u128,
     /// Separate, backup: the image is a copy of the primary's.
@@ -59,10 +86,14 @@ pub struct State {
 
 impl State {
     /// The state of a disk that was just opened.
-    pub fn new(queue: Queue, stamp: Option<Stamp>, contents: u128) -> Self {
+    pub fn new(queue: Queue, stamp: Option<Stamp>, seen: u64, contents: u128) -> Self {
         State {
             queue,
             stamp,
+            seen,
+            stamping: None,
+            lost: None,
+            is_stamping: false,
             contents,
             is_copy: false,
             follows: false,
@@ -81,6 +112,15 @@ impl State {
     pub fn is_closing(&self) -> bool {
         self.closing
     }
+
+    /// The VM has gone live elsewhere, in this generation: nothing is changed here any more.
+    fn lose(&mut self, generation: u64) {
+        self.queue.set_stamped(false);
+        self.stamping = None;
+        if self.lost.replace(generation).is_none() {
+            tracing::error!(generation, "the disk image was taken over elsewhere: nothing is changed here any more");
+        }
+    }
 }
 
 /// What is shared.
@@ -97,13 +137,16 @@ pub struct Shared {
     lease_until_ns: AtomicU64,
     /// No change of a shared image begins.
     forbidden: AtomicBool,
+    /// Shared images that can be changed: where stamps are put, and this host's own.
+    fences: Option<Fences>,
+    fence: Mutex<Option<Arc<Fence>>>,
     /// A thread went to sleep although something was ready: perhaps a longer lease is all it needs.
     starved: AtomicBool,
 }
 
 impl Shared {
     /// What is shared about this image.
-    pub fn new(image: Image, path: PathBuf, state: State) -> Arc<Self> {
+    pub fn new(image: Image, path: PathBuf, fences: Option<Fences>, state: State) -> Arc<Self> {
         Arc::new(Shared {
             image,
             path,
@@ -113,6 +156,8 @@ impl Shared {
             waker: Mutex::new(None),
             lease_until_ns: AtomicU64::new(u64::MAX),
             forbidden: AtomicBool::new(true),
+            fences,
+            fence: Mutex::new(None),
             starved: AtomicBool::new(false),
         })
     }
@@ -173,8 +218,85 @@ impl Shared {
     }
 
     /// Whether a shared image may be changed at this very moment.
-    fn may_change(&self) -> bool {
-        !self.forbidden.load(SeqCst) && boot_clock_ns() < self.lease_until_ns.load(SeqCst)
+    fn may_change(&self) -> Result<(), Trouble> {
+        let fence = self.fence().clone().ok_or(Trouble::NotAllowed)?;
+        if !fence.holds().map_err(|error| Trouble::Io("look at the stamp of", error))? {
+            let newest = self.fences.as_ref().map(Fences::newest).transpose().ok().flatten().flatten();
+            return Err(Trouble::Fenced(newest.map_or(0, |(_, stamp)| stamp.generation)));
+        }
+        // The clock last: nothing may take time between the look at it and the call.
+        if self.forbidden.load(SeqCst) || boot_clock_ns() >= self.lease_until_ns.load(SeqCst) {
+            return Err(Trouble::NotAllowed);
+        }
+        Ok(())
+    }
+
+    fn fence(&self) -> MutexGuard<'_, Option<Arc<Fence>>> {
+        self.fence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a stamp on a shared image: this host may change it from now on. `Some`: it may not, for the VM has gone live since in this generation.
+    pub fn raise(&self, stamp: &Stamp, seen: u64) -> Result<Result<u64, u64>, StampError> {
+        let Some(fences) = &self.fences else { return Ok(Ok(seen)) };
+        loop {
+            let number = match fences.raise(stamp, seen)? {
+                Raised::Newest(number) => number,
+                Raised::Passed(generation) => return Ok(Err(generation)),
+            };
+            let path = fences.path(number);
+            let opened = Fence::open(&path);
+            // If it is gone, there is a newer one: the next round says of which generation.
+            if let Some(fence) = opened.map_err(|source| StampError::File { what: "open", path, source })? {
+                *self.fence() = Some(Arc::new(fence));
+                return Ok(Ok(number));
+            }
+        }
+    }
+
+    /// The stamp to put now, if there is one.
+    fn next_stamp(&self, state: &mut State) -> Option<(Stamping, u64)> {
+        let now_ns = boot_clock_ns();
+        let stamping = state
+            .stamping
+            .take_if(|stamping| !state.is_stamping && stamping.due_ns.is_none_or(|due_ns| due_ns <= now_ns))?;
+        state.is_stamping = true;
+        Some((stamping, state.seen))
+    }
+
+    fn put_stamp(&self, stamping: Stamping, seen: u64) -> MutexGuard<'_, State> {
+        let raised = self.raise(&stamping.stamp, seen);
+        let mut state = self.state();
+        state.is_stamping = false;
+        match raised {
+            // This host is live in another generation by now, or not any more.
+            _ if state.stamping.is_some() || !state.queue.is_live() => {}
+            Ok(Ok(number)) => {
+                (state.stamp, state.seen) = (Some(stamping.stamp), number);
+                state.queue.set_stamped(true);
+            }
+            Ok(Err(generation)) => state.lose(generation),
+            Err(error) => {
+                if stamping.due_ns.is_none() {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "the disk's stamp cannot be put: changes of the disk wait for it");
+                }
+                state.stamping = Some(Stamping { due_ns: Some(boot_clock_ns() + STAMP_AGAIN_NS), ..stamping });
+            }
+        }
+        self.something_is_ready();
+        self.progress.notify_all();
+        state
+    }
+
+    /// Waits until there may be something to do.
+    fn wait_for_work<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        match state.stamping.as_ref().and_then(|stamping| stamping.due_ns) {
+            Some(due_ns) => {
+                let wait = Duration::from_nanos(due_ns.saturating_sub(boot_clock_ns()));
+                self.work.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+        }
     }
 
     /// Whom to tell that requests have come to their end.
@@ -216,12 +338,17 @@ impl Shared {
         let mut buffer = Buffer::default();
         let mut state = self.state();
         while !state.closing {
+            if let Some((stamping, seen)) = self.next_stamp(&mut state) {
+                drop(state);
+                state = self.put_stamp(stamping, seen);
+                continue;
+            }
             let Some(job) = self.next_job(&mut state) else {
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.wait_for_work(state);
                 continue;
             };
             drop(state);
-            let may = || !job.needs_leave || self.may_change();
+            let may = || if job.needs_leave { self.may_change() } else { Ok(()) };
             let perform = || self.image.perform(&job.ask, &mut buffer, &may);
             // A guest that hears nothing waits for ever, so a bug below must not take the request with it.
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(perform))
@@ -241,6 +368,12 @@ impl Shared {
             Ok(outcome) => outcome,
             Err(Trouble::NotAllowed) => {
                 state.queue.put_back(job);
+                self.progress.notify_all();
+                return false;
+            }
+            Err(Trouble::Fenced(generation)) => {
+                state.queue.put_back(job);
+                state.lose(generation);
                 self.progress.notify_all();
                 return false;
             }

@@ -284,7 +284,7 @@ mod tests {
     }
 
     fn write(image: &Image, sector: u64, byte: u8, sectors: usize) -> Result<Outcome, Trouble> {
-        image.perform(&Ask::Write { sector, data: vec![byte; sectors * 512] }, &mut Buffer::default(), &|| true)
+        image.perform(&Ask::Write { sector, data: vec![byte; sectors * 512] }, &mut Buffer::default(), &|| Ok(()))
     }
 
     #[test]
@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(disk.read(3 * 512, 2048, &mut Buffer::default()).unwrap(), [7; 2048]);
         assert_eq!(disk.data_from(0).unwrap(), Some((1536, 2048)), "a copy must not miss it");
         assert!(std::fs::read(file.path()).unwrap().iter().all(|byte| *byte == 0), "not there yet");
-        disk.perform(&Ask::Flush, &mut Buffer::default(), &|| true).unwrap();
+        disk.perform(&Ask::Flush, &mut Buffer::default(), &|| Ok(())).unwrap();
         write(&disk, 3, 9, 1).unwrap();
         drop(disk);
         assert_eq!(std::fs::read(file.path()).unwrap()[1536..][..2048], [7; 2048]);

@@ -14,8 +14,10 @@ pub const MAX_ALIGN: u64 = 4096;
 pub enum Trouble {
     /// The medium's error, and what was tried.
     Io(&'static str, io::Error),
-    /// This host may not change the image (any more). Nothing is known of how much was done.
+    /// This host may not change the image now. Nothing is known of how much was done.
     NotAllowed,
+    /// This host has lost the image: it went live elsewhere, in this generation. Nothing is known of how much was done.
+    Fenced(u64),
 }
 
 /// Memory for one request at a time, aligned as media may want it.
@@ -48,8 +50,8 @@ pub struct Image {
     discards_are_zeros: bool,
 }
 
-/// Whether this host may change the image, at this very moment.
-pub type MayChange<'a> = &'a dyn Fn() -> bool;
+/// Why this host may not change the image at this very moment, if it may not.
+pub type MayChange<'a> = &'a dyn Fn() -> Result<(), Trouble>;
 
 impl Image {
     /// An image on `medium`.
@@ -177,9 +179,7 @@ impl Image {
 
     fn put(&self, mut bytes: &[u8], mut at: u64, may: MayChange) -> Result<(), Trouble> {
         while !bytes.is_empty() {
-            if !may() {
-                return Err(Trouble::NotAllowed);
-            }
+            may()?;
             match self.medium.write_at(bytes, at) {
                 Ok(0) => return Err(Trouble::Io("write", io::ErrorKind::WriteZero.into())),
                 Ok(written) => {
@@ -215,9 +215,7 @@ impl Image {
                 return self.write_zeros(at, length, buffer, may);
             }
         }
-        if !may() {
-            return Err(Trouble::NotAllowed);
-        }
+        may()?;
         let cleared = if unmap { self.medium.punch(from, to - from) } else { self.medium.zero(from, to - from) };
         cleared.map_err(|error| Trouble::Io("clear", error))?;
         self.write_zeros(at, from - at, buffer, may)?;
@@ -231,7 +229,7 @@ impl Image {
 
     /// Makes the whole image read as zeros.
     pub fn clear_all(&self) -> Result<(), Trouble> {
-        let may = || true;
+        let may = || Ok(());
         let mut buffer = Buffer::default();
         match self.clear(0, self.size, true, &mut buffer, &may) {
             Err(Trouble::Io(_, error)) if error.kind() == io::ErrorKind::Unsupported => {

@@ -12,12 +12,14 @@
 //! | `qcow2` | images of QEMU's format |
 //! | [`copy`] | which parts of an image a new backup lacks |
 //! | [`stamp`] | what is known of an image: whose, of which generation, whole or not |
+//! | [`fence`] | whose going live was the last one, where hosts share an image: nobody else changes it |
 //! | [`lock`] | who has it open |
 //! | [`faults`] | things that go wrong on purpose |
 
 pub mod copy;
 mod engine;
 pub mod faults;
+pub mod fence;
 pub mod image;
 pub mod lock;
 pub mod medium;

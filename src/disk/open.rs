@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::DiskError;
 use super::faults::Faulty;
+use super::fence::Fences;
 use super::image::{Image, MAX_ALIGN};
 use super::lock::{self, Hold};
 use super::medium::{Medium, RawFile};
@@ -41,6 +42,10 @@ pub struct Opened {
     pub stamp: Option<Stamp>,
     /// Where its stamp is.
     pub stamp_path: PathBuf,
+    /// Where those of hosts that share it are, and the number of the newest. `None`: it is not shared, or cannot be changed.
+    pub fences: Option<Fences>,
+    /// Number of the newest of these.
+    pub seen: u64,
     /// What is on it, as far as it is known: of two images, equal numbers mean equal contents. Zero: not known.
     pub contents: u128,
 }
@@ -73,7 +78,8 @@ pub fn open(spec: &DiskSpec, owner: Owner) -> Result<Opened, DiskError> {
         (None | Some(Format::Raw), _) => open_raw(spec, raw)?,
     };
     let stamp_path = spec.stamp.clone().unwrap_or_else(|| beside(path));
-    let stamp = read_stamp(spec, owner, &stamp_path)?;
+    let fences = Fences::of(&stamp_path);
+    let (stamp, seen) = read_stamp(spec, owner, &stamp_path, &fences, hold == Hold::Alone)?;
     let contents = match &stamp {
         // What was not brought to its end is like no other image.
         Some(stamp) if !stamp.clean && spec.mode == Mode::Separate => random().map_err(failed("name"))?,
@@ -81,7 +87,8 @@ pub fn open(spec: &DiskSpec, owner: Owner) -> Result<Opened, DiskError> {
         Some(stamp) => stamp.disk(),
         None => 0,
     };
-    Ok(Opened { image, lock, stamp, stamp_path, contents })
+    let fences = (spec.mode == Mode::Shared && !spec.read_only).then_some(fences);
+    Ok(Opened { image, lock, stamp, stamp_path, fences, seen, contents })
 }
 
 fn beside(path: &Path) -> PathBuf {
@@ -90,18 +97,44 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Reads or makes the stamp, and refuses an image that is none of its VM's own where there is nobody else to ask.
-fn read_stamp(spec: &DiskSpec, owner: Owner, path: &Path) -> Result<Option<Stamp>, DiskError> {
+/// Reads or makes the stamp, and refuses an image that is none of its VM's own where there is nobody else to ask. Says the number of the newest stamp of
+/// hosts that share it, too.
+fn read_stamp(
+    spec: &DiskSpec,
+    owner: Owner,
+    path: &Path,
+    fences: &Fences,
+    alone: bool,
+) -> Result<(Option<Stamp>, u64), DiskError> {
     let made = |source| StampError::File { what: "make", path: path.into(), source };
     let fresh = Stamp::fresh(owner.vm(), spec.mode).map_err(made)?;
-    let stamp = match Stamp::read(path) {
-        Err(StampError::Damaged { .. }) if spec.force => {
-            fresh.write(path)?;
-            Some(fresh)
+    let newest = match fences.newest() {
+        Err(StampError::Damaged { .. }) if spec.force && !spec.read_only => {
+            fences.clear()?;
+            None
         }
-        Ok(None) if !spec.read_only => Some(fresh.read_or_create(path)?),
-        other => other?,
+        newest => newest?,
     };
+    let (stamp, mut seen) = match newest {
+        Some((number, stamp)) => (Some(stamp), number),
+        None => {
+            let stamp = match Stamp::read(path) {
+                Err(StampError::Damaged { .. }) if spec.force => {
+                    fresh.write(path)?;
+                    Some(fresh)
+                }
+                Ok(None) if !spec.read_only => Some(fresh.read_or_create(path)?),
+                other => other?,
+            };
+            (stamp, 0)
+        }
+    };
+    if let (Some(stamp), true, 1..) = (&stamp, alone, seen) {
+        // Nobody shares it now: one stamp is enough, and says the same.
+        stamp.write(path)?;
+        fences.clear()?;
+        seen = 0;
+    }
     if let (Some(stamp), Owner::Alone(_)) = (&stamp, owner)
         && !spec.force
     {
@@ -111,7 +144,7 @@ fn read_stamp(spec: &DiskSpec, owner: Owner, path: &Path) -> Result<Option<Stamp
             ImageRole::Copying => return Err(DiskError::Copying { path: spec.file.clone() }),
         }
     }
-    Ok(stamp)
+    Ok((stamp, seen))
 }
 
 fn open_raw(spec: &DiskSpec, raw: RawFile) -> Result<Image, DiskError> {

@@ -11,6 +11,7 @@
 //! several times what it does.
 
 mod copying;
+mod turns;
 
 use std::fs::File;
 use std::io;
@@ -24,7 +25,7 @@ use super::image::{Buffer, Trouble};
 use super::open::{Opened, Owner, open};
 use super::requests::{OwnRead, Queue, Word};
 use super::spec::{DiskSpec, Mode};
-use super::stamp::{ImageRole, Stamp, hex, random};
+use super::stamp::{ImageRole, Stamp};
 use super::{DiskError, Misfit};
 use crate::console::hub::Protection;
 use crate::console::status::DiskStatus;
@@ -74,9 +75,9 @@ impl DiskPort {
 
     /// Opens the image. Nothing is changed before [`go_live`](Self::go_live).
     pub fn open_for(spec: &DiskSpec, owner: Owner) -> Result<Arc<Self>, DiskError> {
-        let Opened { image, lock, stamp, stamp_path, contents } = open(spec, owner)?;
+        let Opened { image, lock, stamp, stamp_path, fences, seen, contents } = open(spec, owner)?;
         let queue = Queue::new(spec.mode, spec.backup_reads, image.align());
-        let shared = Shared::new(image, spec.file.clone(), State::new(queue, stamp, contents));
+        let shared = Shared::new(image, spec.file.clone(), fences, State::new(queue, stamp, seen, contents));
         let started = shared.start();
         let threads = started.map_err(|source| DiskError::Image {
             what: "start threads for",
@@ -104,7 +105,7 @@ impl DiskPort {
     fn failed(&self, trouble: Trouble) -> DiskError {
         match trouble {
             Trouble::Io(what, source) => DiskError::Image { what, path: self.path(), source },
-            Trouble::NotAllowed => {
+            Trouble::NotAllowed | Trouble::Fenced(_) => {
                 DiskError::Image { what: "change", path: self.path(), source: io::ErrorKind::PermissionDenied.into() }
             }
         }
@@ -118,28 +119,6 @@ impl DiskPort {
         serial[..19].copy_from_slice(format!("ls-{:016x}", disk as u64).as_bytes());
         let sectors = self.shared.image.size() / SECTOR;
         DiskConfig { sectors, read_only: self.read_only, serial, identity: state.contents }
-    }
-
-    /// Primary: the VM's register at the arbiter holds this generation. An error if this image is not what the VM did last.
-    pub fn check_generation(&self, register: Option<u64>) -> Result<(), DiskError> {
-        let mut state = self.shared.state();
-        let Some(stamp) = &state.stamp else { return Ok(()) };
-        if self.mode == Mode::Separate && !self.force {
-            let current = stamp.vm != self.vm || stamp.generation == 0 || Some(stamp.generation) >= register;
-            match stamp.role {
-                ImageRole::Copying => return Err(DiskError::Copying { path: self.path() }),
-                // Its guest came to its end here as well, and nobody has gone on since.
-                ImageRole::Following if stamp.clean && current && stamp.generation > 0 => {}
-                ImageRole::Following => return Err(DiskError::Following { path: self.path() }),
-                ImageRole::Live if current => {}
-                ImageRole::Live => {
-                    let (image, vm) = (stamp.generation, register.unwrap_or(0));
-                    return Err(DiskError::Stale { path: self.path(), image, vm });
-                }
-            }
-        }
-        state.checked = true;
-        Ok(())
     }
 
     /// Backup: the primary's disk is this. An error if this host's image cannot stand for it. Whatever was asked for before is forgotten.
@@ -159,7 +138,7 @@ impl DiskPort {
         state.queue.clear();
         self.shared.forbid(true);
         state.follows = true;
-        state.flaw = None;
+        (state.flaw, state.lost, state.stamping) = (None, None, None);
         (state.last_entry, state.changed) = (0, false);
         let same = state
             .stamp
@@ -190,25 +169,6 @@ impl DiskPort {
             Flaw::NotACopy => DiskError::NotACopy { path: self.path() },
             Flaw::Broken => DiskError::Broken { path: self.path() },
         }
-    }
-
-    /// Changes the stamp, here and durably beside the image.
-    fn put_stamp(&self, state: &mut State, change: impl FnOnce(&mut Stamp)) -> Result<(), DiskError> {
-        let Some(stamp) = &state.stamp else { return Ok(()) };
-        if self.read_only {
-            return Ok(());
-        }
-        let mut stamp = stamp.clone();
-        if stamp.vm != self.vm {
-            // Another VM counts anew.
-            stamp.vm.clone_from(&self.vm);
-            stamp.generation = 0;
-        }
-        stamp.mode = self.mode;
-        change(&mut stamp);
-        stamp.write(&self.stamp_path)?;
-        state.stamp = Some(stamp);
-        Ok(())
     }
 
     /// Whether a new backup gets the contents of this image with the guest's state.
@@ -249,108 +209,9 @@ impl DiskPort {
         lacks
     }
 
-    /// This host runs the machine from now on, in `generation`. What the replay has asked for and not got goes to the image
-    /// (again), in order; changes of entries that `protection` holds wait. A separate image is brought up to the end of the log first, and flushed, which may take as
-    /// long as that takes.
-    pub fn go_live(&self, generation: u64, protection: Protection) -> Result<(), DiskError> {
-        let mut state = self.shared.state();
-        if state.queue.is_live() {
-            state.queue.protect(protection);
-            drop(state);
-            self.shared.something_is_ready();
-            return Ok(());
-        }
-        if self.mode == Mode::Separate {
-            if state.follows {
-                state = self.shared.wait_while(state, |state| state.queue.is_behind());
-                if !state.is_copy {
-                    state.flaw = Some(Flaw::NotACopy);
-                }
-                if let Some(flaw) = state.flaw {
-                    return Err(self.flaw(flaw));
-                }
-                drop(state);
-                // What the guest saw flushed on the primary has to be so here.
-                self.flush()?;
-                state = self.shared.state();
-            } else if !state.checked && !self.force {
-                match state.stamp.as_ref().map(|stamp| stamp.role) {
-                    Some(ImageRole::Following) => return Err(DiskError::Following { path: self.path() }),
-                    Some(ImageRole::Copying) => return Err(DiskError::Copying { path: self.path() }),
-                    Some(ImageRole::Live) | None => {}
-                }
-            }
-        }
-        let separate = self.mode == Mode::Separate;
-        let contents = hex(state.contents);
-        let stamped = self.put_stamp(&mut state, |stamp| {
-            stamp.generation = stamp.generation.max(generation);
-            (stamp.role, stamp.clean) = (ImageRole::Live, false);
-            if separate {
-                stamp.contents = contents;
-            }
-        });
-        match stamped {
-            // It tells an image from its copies; this one has none.
-            Err(error) if !separate => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the disk's stamp is not up to date")
-            }
-            stamped => stamped?,
-        }
-        state.queue.go_live(protection);
-        self.shared.forbid(false);
-        let done = state.queue.has_done();
-        drop(state);
-        self.shared.something_is_ready();
-        if done {
-            self.shared.wake();
-        }
-        Ok(())
-    }
-
     fn flush(&self) -> Result<(), DiskError> {
-        let flushed = self.shared.image.perform(&Ask::Flush, &mut Buffer::default(), &|| true);
+        let flushed = self.shared.image.perform(&Ask::Flush, &mut Buffer::default(), &|| Ok(()));
         flushed.map(|_| ()).map_err(|trouble| self.failed(trouble))
-    }
-
-    /// The guest has come to its end, here or in the replay: makes the image whole, and its stamp says so. Takes as long as the requests under way.
-    pub fn ended(&self) -> Result<(), DiskError> {
-        let mut state = self.shared.state();
-        let separate = self.mode == Mode::Separate;
-        if self.read_only || !separate && !state.queue.is_live() {
-            return Ok(());
-        }
-        if separate {
-            state = self.shared.wait_while(state, |state| state.queue.unexecuted().0 > 0);
-            if state.flaw.is_some() || state.follows && !state.is_copy {
-                return Ok(());
-            }
-        }
-        drop(state);
-        self.flush()?;
-        let mut state = self.shared.state();
-        let (changed, last_entry) = (std::mem::take(&mut state.changed), state.last_entry);
-        let before = state.contents;
-        if changed && separate {
-            // Both sides of a pair that come to the same end name it alike; a machine without a log knows of no other.
-            state.contents = if self.alone || last_entry == 0 {
-                random().map_err(|source| DiskError::Image {
-                    what: "name the contents of",
-                    path: self.path(),
-                    source,
-                })?
-            } else {
-                let bytes = [&before.to_le_bytes()[..], &last_entry.to_le_bytes()].concat();
-                xxhash_rust::xxh3::xxh3_128(&bytes)
-            };
-        }
-        let contents = hex(state.contents);
-        self.put_stamp(&mut state, |stamp| {
-            stamp.clean = true;
-            if separate {
-                stamp.contents = contents;
-            }
-        })
     }
 
     /// Which changes wait for a backup.
@@ -392,40 +253,6 @@ impl DiskPort {
         }
     }
 
-    /// The other side goes on from here: returns when nothing is at work on the image any more, and nothing begins until this side is live again.
-    /// May take as long as a request takes. What did not begin stays in flight.
-    pub fn quiesce(&self) {
-        self.shared.forbid(true);
-        let mut state = self.shared.state();
-        if self.mode == Mode::Separate {
-            // The other side does what was asked for as well.
-            state = self.shared.wait_while(state, |state| state.queue.unexecuted().0 > 0);
-        }
-        state.queue.not_live();
-        state.follows = true;
-        state.is_copy = true;
-        drop(self.shared.wait_while(state, |state| state.queue.running() > 0));
-    }
-
-    /// After [`quiesce`](Self::quiesce): the other side runs the machine now, in `generation`, and this one is its backup, with all that the guest has done on
-    /// its image.
-    pub fn follow(&self, generation: u64) -> Result<(), DiskError> {
-        if self.mode == Mode::Shared {
-            return Ok(());
-        }
-        let mut state = self.shared.state();
-        self.put_stamp(&mut state, |stamp| {
-            (stamp.role, stamp.clean, stamp.generation) = (ImageRole::Following, false, generation);
-        })
-    }
-
-    /// This host does not run the machine (any more). Nothing of what was asked for and has not begun is done, unless this side goes
-    /// live again, and it is in flight until the log says what it came to.
-    pub fn not_live(&self) {
-        self.shared.forbid(true);
-        self.shared.state().queue.not_live();
-    }
-
     /// The counts so far.
     pub fn counters(&self) -> DiskStatus {
         let state = self.shared.state();
@@ -433,6 +260,7 @@ impl DiskPort {
             in_flight: state.queue.in_flight() as u64,
             held: if self.mode == Mode::Shared && state.queue.is_live() { state.queue.held() as u64 } else { 0 },
             to_copy_bytes: state.copying.as_ref().map_or(0, ToCopy::left_bytes),
+            lost_to_generation: state.lost,
             ..state.counters
         }
     }

@@ -14,7 +14,7 @@
 //! | --- | --- | --- | --- | --- |
 //! | a read begins | at once | at once if the backup reads by itself, else never | at once | as on the left, and before a change that overlaps it |
 //! | a flush begins | at once | never | at once | after all changes before it |
-//! | another change begins | when its entry is released, and in the lease | never | at once | at once |
+//! | another change begins | when this host's stamp is the newest, its entry is released, and in the lease | never | at once | at once |
 //! | a read is over for changes that overlap it | when the backup has executed its end | never, or when the log says so | when it is made | when it is made, or the log says so |
 //! | it is over | when the guest has it | when the log says so | when the guest has it | when the log says so, and it is executed |
 
@@ -100,6 +100,8 @@ struct Gate {
     on_hold: bool,
     /// From which entry on a backup replays; `None`: there is no backup.
     held_from: Option<u64>,
+    /// Shared: this host's stamp is the newest.
+    stamped: bool,
     frozen: bool,
     lease_until_ns: u64,
 }
@@ -171,8 +173,15 @@ pub struct Queue {
 impl Queue {
     /// No requests; the image takes blocks of `align` bytes.
     pub fn new(mode: Mode, backup_reads: bool, align: u64) -> Self {
-        let gate =
-            Gate { live: false, below: 0, on_hold: false, held_from: None, frozen: false, lease_until_ns: u64::MAX };
+        let gate = Gate {
+            live: false,
+            below: 0,
+            on_hold: false,
+            held_from: None,
+            stamped: false,
+            frozen: false,
+            lease_until_ns: u64::MAX,
+        };
         Queue {
             mode,
             backup_reads,
@@ -201,7 +210,7 @@ impl Queue {
         let (next, gate) = (self.next, self.gate);
         let fresh = Queue::new(self.mode, self.backup_reads, self.align);
         *self = Queue { next, running, running_changes, orphans: running, ..fresh };
-        self.gate = Gate { live: false, below: 0, held_from: None, ..gate };
+        self.gate = Gate { live: false, below: 0, held_from: None, stamped: false, ..gate };
     }
 
     /// A request of entry `entry`: of the live guest, or out of the log.
@@ -267,7 +276,7 @@ impl Queue {
     }
 
     fn may_begin(&self, item: &Item, now_ns: u64) -> bool {
-        let Gate { live, below, on_hold, frozen, lease_until_ns, .. } = self.gate;
+        let Gate { live, below, on_hold, stamped, frozen, lease_until_ns, .. } = self.gate;
         match self.mode {
             _ if self.orphans > 0 => false,
             // A change that overlaps it is made here before the log says what the read has come to.
@@ -277,7 +286,7 @@ impl Queue {
             _ if frozen => false,
             Mode::Separate => live || item.replayed,
             Mode::Shared if item.is_flush() => live,
-            Mode::Shared => live && !on_hold && item.entry < below && now_ns < lease_until_ns,
+            Mode::Shared => live && stamped && !on_hold && item.entry < below && now_ns < lease_until_ns,
         }
     }
 
@@ -552,6 +561,11 @@ impl Queue {
     /// Changes may begin before this time.
     pub fn set_lease(&mut self, until_ns: u64) {
         self.gate.lease_until_ns = until_ns;
+    }
+
+    /// Shared: whether this host's stamp is the newest. Going live takes that back.
+    pub fn set_stamped(&mut self, stamped: bool) {
+        self.gate.stamped = stamped;
     }
 
     /// Whether changes may begin at all.

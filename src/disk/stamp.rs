@@ -1,4 +1,5 @@
-//! The stamp beside an image, `IMAGE.lockstep`: whose disk it is, and of what generation. It is what tells an image that may go on from one that missed something.
+//! The stamp beside an image, `IMAGE.lockstep`: whose disk it is, and of what generation. It is what tells an image that may go on from one that missed something. While hosts
+//! share an image, each going live puts a new one beside it (see [`fence`](super::fence)).
 //!
 //! ```text
 //!              go_live                    (killed)
@@ -85,7 +86,7 @@ pub enum StampError {
 }
 
 /// A longer file is no stamp.
-const MAX_BYTES: u64 = 64 << 10;
+pub const MAX_BYTES: u64 = 64 << 10;
 /// The version of this format.
 pub const FORMAT: u32 = 1;
 
@@ -131,7 +132,8 @@ impl Stamp {
         number(&self.contents).unwrap_or(0)
     }
 
-    fn sealed(&self) -> Vec<u8> {
+    /// As it stands in a file.
+    pub fn sealed(&self) -> Vec<u8> {
         let body = serde_json::to_string(self).expect("plain words and numbers");
         let check = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(body.as_bytes()));
         let mut bytes = serde_json::to_vec_pretty(&Sealed { stamp: self.clone(), check }).expect("as above");
@@ -139,7 +141,8 @@ impl Stamp {
         bytes
     }
 
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    /// What stands in a file.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
         let Sealed { stamp, check } = serde_json::from_slice(bytes).ok()?;
         let body = serde_json::to_string(&stamp).ok()?;
         let right = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(body.as_bytes()));

@@ -114,7 +114,9 @@ async fn turns(desk: &mut Desk, start: Start, rejoin: bool) -> Result<(), HostEr
         turn = match turn {
             Turn::Primary(protocol) => primary::Driver::survivor(desk, protocol).drive().await?,
             Turn::Backup(protocol) => backup::Driver::handed_over(desk, protocol).drive().await?,
-            Turn::Over if rejoin && matches!(desk.stopped, Some(StopReason::Lost { .. })) => {
+            Turn::Over
+                if rejoin && matches!(desk.stopped, Some(StopReason::Lost { .. } | StopReason::Fenced { .. })) =>
+            {
                 tracing::warn!("the machine runs on another host; joining as its backup");
                 desk.stopped = None;
                 desk.connection = None;

@@ -187,7 +187,7 @@ impl<'a> Driver<'a> {
         match wake {
             Wake::Refresh => {
                 self.report();
-                Ok(())
+                self.look_at_the_disk()
             }
             Wake::Accepted(Ok((stream, address))) => self.on_accepted(stream, address),
             Wake::Accepted(Err(error)) => {
@@ -538,6 +538,14 @@ impl<'a> Driver<'a> {
                 self.living.world.control(control);
                 Ok(())
             }
+        }
+    }
+
+    /// A host whose image was taken over elsewhere has lost, whatever else it knows.
+    fn look_at_the_disk(&mut self) -> Result<(), HostError> {
+        match self.desk.outlets.disk.as_ref().and_then(|disk| disk.lost()) {
+            Some(newer) => self.feed(Input::Fenced { newer }),
+            None => Ok(()),
         }
     }
 

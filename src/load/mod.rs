@@ -6,9 +6,11 @@
 //! | [`connection`] | one connection, and what can go wrong with it |
 //! | [`counting`] | clients that count up in the guest, and know what must be there |
 //! | [`requests`] | many clients and a given number of requests |
+//! | [`zookeeper`] | clients of the arbiters, or of any ZooKeeper |
 #![allow(clippy::disallowed_methods, reason = "clients are the outside world, and measure time")]
 
 pub mod connection;
 pub mod counting;
 pub mod requests;
 pub mod resp;
+pub mod zookeeper;

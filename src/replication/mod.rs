@@ -246,6 +246,13 @@ pub enum StopReason {
         /// Who holds the register; `None` if it has been removed.
         holder: Option<Claim>,
     },
+    /// Storage that the hosts share has been taken over in a later generation: this side may not go on.
+    Fenced {
+        /// The generation that this side holds.
+        generation: u64,
+        /// The one that has taken it over.
+        newer: u64,
+    },
     /// The other side refused this one.
     Refused(Refusal),
     /// This side refused the other one.
@@ -273,6 +280,10 @@ impl fmt::Display for StopReason {
             StopReason::Lost { generation, holder: None } => {
                 write!(f, "lost generation {generation} at the arbiter: the register is gone")
             }
+            StopReason::Fenced { generation, newer } => write!(
+                f,
+                "lost the disk: the machine has gone live elsewhere in generation {newer}, and this host holds {generation}; it has changed nothing since"
+            ),
             StopReason::Refused(refusal) => write!(f, "the other side refused: {refusal}"),
             StopReason::Mismatch(refusal) => write!(f, "the other side does not fit: {refusal}"),
             StopReason::Diverged { entry, text } => write!(f, "diverged at entry {entry}: {text}"),

@@ -141,6 +141,11 @@ impl Primary {
             Input::Captured { transfer, entries } => self.on_captured(transfer, entries, out),
             Input::SwitchRequested => self.on_switch_requested(out),
             Input::Parked => self.on_parked(now, out),
+            Input::Fenced { newer } => {
+                // Whoever has put that there has won it.
+                out.push(Action::Hold);
+                self.stop(StopReason::Fenced { generation: self.generation, newer }, out);
+            }
         }
         self.on_time(now, out);
     }

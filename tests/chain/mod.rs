@@ -249,6 +249,22 @@ impl Chain {
         std::mem::replace(&mut self.live, survivor).image
     }
 
+    /// The machine's host is stopped in the middle of its work until its backup has gone on for a while, and then wakes. It ends, and says why. Returns its image.
+    #[track_caller]
+    pub fn stops_live_for_a_while(&mut self) -> PathBuf {
+        self.live.side.signal(nix::sys::signal::Signal::SIGSTOP);
+        let mut survivor = self.backup.take().expect("a backup");
+        survivor.waits_for(&["unprotected"]);
+        let mut old = std::mem::replace(&mut self.live, survivor);
+        self.goes_on(400);
+        old.side.signal(nix::sys::signal::Signal::SIGCONT);
+        assert_eq!(old.side.ends().code(), Some(1), "{:?}", old.side.said());
+        let said = old.side.said();
+        assert!(said.iter().any(|line| line.contains("stopped: lost ")), "{said:?}");
+        old.is_sound();
+        old.image
+    }
+
     /// The backup is killed. Returns its image.
     #[track_caller]
     pub fn kills_backup(&mut self) -> PathBuf {

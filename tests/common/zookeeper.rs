@@ -16,11 +16,46 @@ use super::valve::Valve;
 pub enum Kind {
     /// Debian's `zookeeper` package (Java).
     Debian,
+    /// `lockstep arbiter`.
+    Lockstep,
 }
 
-/// The tick of Debian's servers, milliseconds. The shortest session is two of them; a follower leaves a silent leader after four. Now and then the others elect a leader
-/// once more who has fallen silent, and then they wait for it for `initLimit` ticks, 5 s, perhaps twice.
+/// The tick of Debian's servers, milliseconds. The shortest session is two of them; a follower leaves a silent leader after four.
 pub const TICK_MS: u64 = 500;
+
+/// How long Debian's servers wait for one that they have elected. (Now and then they elect a leader once more who has fallen silent, and then wait in vain, perhaps
+/// twice.)
+const INIT_MS: u64 = 5000;
+
+/// How servers are set, where a test wants it otherwise.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// ZooKeeper's tick, ms: how often it looks for sessions that have expired.
+    pub tick_ms: u64,
+    /// The shortest and the longest time-out of a session, ms.
+    pub session_ms: [u64; 2],
+    /// How often containers are looked for that can go, ms.
+    pub container_ms: u64,
+    /// Whether nodes with a time to live are allowed; ZooKeeper's own default is not.
+    pub ttl: bool,
+    /// Whether writes are on the disk before they are acknowledged; tests in which nothing loses its power do without.
+    pub sync: bool,
+    /// Ticks after which a follower that is silent is given up.
+    pub sync_limit: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            tick_ms: TICK_MS,
+            session_ms: [2 * TICK_MS, 20 * TICK_MS],
+            container_ms: 60_000,
+            ttl: true,
+            sync: true,
+            sync_limit: 4,
+        }
+    }
+}
 
 /// An ensemble.
 pub struct ZooKeeper {
@@ -29,7 +64,7 @@ pub struct ZooKeeper {
     members: Vec<Member>,
     clients: Vec<Port>,
     /// The servers' own ports.
-    _between: Vec<[Port; 2]>,
+    between: Vec<[Port; 2]>,
     directory: TempDir,
 }
 
@@ -46,7 +81,13 @@ impl ZooKeeper {
     /// Starts an ensemble of `count` servers and waits until all of them serve.
     #[track_caller]
     pub fn start(kind: Kind, count: usize) -> ZooKeeper {
-        Self::start_with(kind, count, |_| None, 4)
+        Self::start_set(kind, count, Settings::default())
+    }
+
+    /// The same, with other settings.
+    #[track_caller]
+    pub fn start_set(kind: Kind, count: usize, settings: Settings) -> ZooKeeper {
+        Self::start_with(kind, count, |_| None, settings)
     }
 
     /// The same, and what server 0 hears from the others can be held up: it goes on serving what it knows. (The first server is not the
@@ -61,20 +102,21 @@ impl ZooKeeper {
                 valves.push(Valve::before(port));
                 valves.last().map(|valve| valve.port)
             },
-            60,
+            Settings { sync_limit: 60, ..Settings::default() },
         );
         assert_ne!(ensemble.leader(), 0, "the straggler leads");
         (ensemble, valves)
     }
 
-    fn start_with(kind: Kind, count: usize, detour: impl FnMut(u16) -> Option<u16>, sync_limit: u64) -> ZooKeeper {
+    fn start_with(kind: Kind, count: usize, detour: impl FnMut(u16) -> Option<u16>, settings: Settings) -> ZooKeeper {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let clients: Vec<Port> = (0..count).map(|_| Port::reserve()).collect();
         let between: Vec<[Port; 2]> = (0..count).map(|_| [Port::reserve(), Port::reserve()]).collect();
         let members = match kind {
-            Kind::Debian => debian(&directory, &clients, &between, detour, sync_limit),
+            Kind::Debian => debian(&directory, &clients, &between, detour, &settings),
+            Kind::Lockstep => lockstep(&directory, &clients, &between, &settings),
         };
-        let mut ensemble = ZooKeeper { kind, members, clients, _between: between, directory };
+        let mut ensemble = ZooKeeper { kind, members, clients, between, directory };
         ensemble.serves();
         ensemble
     }
@@ -100,6 +142,11 @@ impl ZooKeeper {
     /// `HOST:PORT` of one of them.
     pub fn address(&self, index: usize) -> String {
         self.clients[index].address()
+    }
+
+    /// `HOST:PORT` by which the others reach one of them.
+    pub fn peer(&self, index: usize) -> String {
+        self.between[index][0].address()
     }
 
     /// The arbiter in it, as `--arbiter` takes it, under `path`.
@@ -179,13 +226,13 @@ pub fn four_letters(address: &str, word: &str) -> Option<String> {
     Some(said)
 }
 
-/// Debian's servers. `detour`: the port by which the first one reaches another's. `sync_limit`: ticks after which a silent one is given up.
+/// Debian's servers. `detour`: the port by which the first one reaches another's.
 fn debian(
     directory: &TempDir,
     clients: &[Port],
     between: &[[Port; 2]],
     mut detour: impl FnMut(u16) -> Option<u16>,
-    sync_limit: u64,
+    settings: &Settings,
 ) -> Vec<Member> {
     let jars = JARS.map(|jar| format!("/usr/share/java/{jar}"));
     for jar in &jars {
@@ -206,10 +253,18 @@ fn debian(
         std::fs::create_dir(&data).expect("a directory");
         std::fs::write(data.join("myid"), index.to_string()).expect("a file");
         let mut configuration = format!(
-            "tickTime={TICK_MS}\ninitLimit=10\nsyncLimit={sync_limit}\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\n\
-             admin.enableServer=false\n4lw.commands.whitelist=*\nmaxClientCnxns=0\nextendedTypesEnabled=true\n",
+            "tickTime={}\ninitLimit={}\nsyncLimit={}\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\n\
+             minSessionTimeout={}\nmaxSessionTimeout={}\nadmin.enableServer=false\n4lw.commands.whitelist=*\nmaxClientCnxns=0\n\
+             extendedTypesEnabled={}\nforceSync={}\n",
+            settings.tick_ms,
+            (INIT_MS / settings.tick_ms).max(5),
+            settings.sync_limit,
             data.display(),
-            client.number
+            client.number,
+            settings.session_ms[0],
+            settings.session_ms[1],
+            settings.ttl,
+            if settings.sync { "yes" } else { "no" },
         );
         if between.len() > 1 {
             configuration += &servers(index);
@@ -217,11 +272,41 @@ fn debian(
         let file = directory.path().join(format!("server{index}.cfg"));
         std::fs::write(&file, configuration).expect("a file");
         let (log, jars) = (format!("-Dlog4j.configuration=file:{}", log.display()), jars.join(":"));
+        let containers = format!("-Dznode.container.checkIntervalMs={}", settings.container_ms);
         Member::start(&directory.path().join(format!("server{index}.out")), move || {
             let mut command = Command::new("java");
             // Small and quick to start: three of them share the machine with the test.
-            command.args(["-Xmx64m", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", &log, "-cp", &jars]);
+            command.args([
+                "-Xmx64m",
+                "-Xss512k",
+                "-XX:+UseSerialGC",
+                "-XX:TieredStopAtLevel=1",
+                &log,
+                &containers,
+                "-cp",
+                &jars,
+            ]);
             command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(&file);
+            command
+        })
+    };
+    clients.iter().enumerate().map(member).collect()
+}
+
+/// Our own. Where the others are, each of them is told by the group; nobody can be held up by what one is told at its start.
+fn lockstep(directory: &TempDir, clients: &[Port], between: &[[Port; 2]], settings: &Settings) -> Vec<Member> {
+    let peers: Vec<String> =
+        between.iter().zip(1..).map(|([peer, _], id)| format!("{id}={}", peer.address())).collect();
+    let member = |(index, client): (usize, &Port)| {
+        let data = directory.path().join(format!("data{index}"));
+        let (peers, client, settings) = (peers.join(","), client.address(), settings.clone());
+        Member::start(&directory.path().join(format!("server{index}.out")), move || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+            command.args(["arbiter", "--id", &(index + 1).to_string(), "--peers", &peers, "--client", &client]);
+            command.arg("--data").arg(&data);
+            let [least, most] = settings.session_ms;
+            command.args(["--min-session-timeout", &least.to_string(), "--max-session-timeout", &most.to_string()]);
+            command.args(["--container-check", &settings.container_ms.to_string()]);
             command
         })
     };

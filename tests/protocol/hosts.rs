@@ -345,7 +345,11 @@ impl World {
                 self.guest_ended = true;
                 self.fact("a guest ends");
             }
-            StopReason::Refused(_) | StopReason::Mismatch(_) | StopReason::Diverged { .. } | StopReason::Operator => {
+            StopReason::Fenced { .. }
+            | StopReason::Refused(_)
+            | StopReason::Mismatch(_)
+            | StopReason::Diverged { .. }
+            | StopReason::Operator => {
                 self.broke(Broken::NoProgress(format!("seed {}: {side:?} stopped: {reason}", self.seed)));
             }
         }

@@ -196,7 +196,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
 
     /// The driver writes at `offset` in the device's slot.
     pub fn write(&mut self, offset: u64, data: &[u8], memory: &Reach) -> Option<Request> {
-        if offset >= VIRTIO_MMIO_CONFIG.into() {
+        if offset >= u64::from(VIRTIO_MMIO_CONFIG) {
             self.fail(Misuse::ConfigWritten);
             return None;
         }

@@ -119,7 +119,7 @@ impl DiskPort {
         } else {
             Ask::Write { sector, data: bytes.clone() }
         };
-        let done = self.shared.image.perform(&ask, &mut buffer, &|| true);
+        let done = self.shared.image.perform(&ask, &mut buffer, &|| Ok(()));
         done.map(|_| ()).map_err(|trouble| self.failed(trouble))
     }
 

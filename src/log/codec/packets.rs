@@ -18,7 +18,7 @@ pub(super) fn check_sent(packets: u32, bytes: u32) -> Result<(), CodecError> {
     let (least, most) =
         (u64::from(packets) * Packets::MIN_PACKET as u64, u64::from(packets) * Packets::MAX_PACKET as u64);
     let possible = least..=most.min(Packets::MAX_BYTES as u64);
-    if possible.contains(&bytes.into()) { Ok(()) } else { Err(CodecError::SentBytes(bytes)) }
+    if possible.contains(&u64::from(bytes)) { Ok(()) } else { Err(CodecError::SentBytes(bytes)) }
 }
 
 /// Whether a header says nothing: all zero, as long as no offload is used.

@@ -62,6 +62,11 @@ pub enum Input {
     },
     /// The operator wants the backup to take over. The answer is [`Action::BecomeBackup`] or [`Action::NoSwitch`]; or the guest's end, or [`Action::Stop`].
     SwitchRequested,
+    /// Storage that the hosts share says that the machine has gone live elsewhere, in this generation.
+    Fenced {
+        /// That generation.
+        newer: u64,
+    },
     /// After [`Action::SwitchGuest`]: the vCPU stands still, its last entry has been appended, nothing of the disk is under way.
     Parked,
 }

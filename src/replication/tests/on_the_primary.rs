@@ -336,3 +336,14 @@ fn a_backup_that_does_not_fit_is_told_why() {
         assert_eq!(primary.state(), &State::Waiting);
     }
 }
+
+#[test]
+fn a_primary_whose_storage_was_taken_over_holds_everything_and_stops() {
+    let mut primary = protected();
+    append(&mut primary, 1, 2, 20);
+    let reason = StopReason::Fenced { generation: 1, newer: 2 };
+    let stopped = on(&mut primary, 2, Input::Fenced { newer: 2 });
+    assert_eq!(stopped, [Hold, Disconnect, Stop(reason.clone())]);
+    assert!(reason.to_string().starts_with("lost the disk: "), "{reason}");
+    assert_eq!(on(&mut primary, 3, ack(2, 0, 0)), [], "nothing leaves any more");
+}
