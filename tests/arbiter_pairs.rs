@@ -150,6 +150,12 @@ fn with_a_zookeeper_ensemble() {
 }
 
 #[test]
+fn with_our_own_arbiters() {
+    let _turn = turn();
+    survives(&mut Arbiter::ZooKeeper(ZooKeeper::start(Kind::Lockstep, 3)), &DOUBLES);
+}
+
+#[test]
 fn with_an_etcd_cluster() {
     let _turn = turn();
     survives(&mut Arbiter::Etcd(Etcd::start(3)), &DOUBLES);
@@ -192,6 +198,12 @@ fn is_needed_only_to_go_on_alone(mut arbiter: Arbiter) {
 fn a_zookeeper_ensemble_is_needed_only_to_go_on_alone() {
     let _turn = turn();
     is_needed_only_to_go_on_alone(Arbiter::ZooKeeper(ZooKeeper::start(Kind::Debian, 3)));
+}
+
+#[test]
+fn our_own_arbiters_are_needed_only_to_go_on_alone() {
+    let _turn = turn();
+    is_needed_only_to_go_on_alone(Arbiter::ZooKeeper(ZooKeeper::start(Kind::Lockstep, 3)));
 }
 
 #[test]

@@ -36,9 +36,9 @@ struct Ensemble {
 }
 
 impl Ensemble {
-    fn of(count: usize) -> Self {
+    fn of(kind: Kind, count: usize) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let (servers, runtime) = (ZooKeeper::start(Kind::Debian, count), background());
+        let (servers, runtime) = (ZooKeeper::start(kind, count), background());
         let client = runtime.block_on(zk::Client::connect(&servers.addresses())).unwrap();
         Ensemble { servers, runtime, client, _turn: turn }
     }
@@ -115,9 +115,8 @@ fn setup(ensemble: &Ensemble) -> Setup {
     Setup { arbiter: Some(ensemble.uri()), ..Job::Typing.setup() }
 }
 
-#[test]
-fn a_pair_is_listed_through_all_its_changes() {
-    let ensemble = Ensemble::of(1);
+fn a_pair_is_listed_through_all_its_changes(kind: Kind) {
+    let ensemble = Ensemble::of(kind, 1);
     let mut random = Random::new(seed());
     let mut pair = Pair::start(&setup(&ensemble));
     let load = Load::begin(Job::Typing, pair.console(), &mut random);
@@ -180,9 +179,8 @@ fn a_pair_is_listed_through_all_its_changes() {
     assert!(shown.contains("down") && shown.contains("- (last second)"), "{shown}");
 }
 
-#[test]
-fn a_side_that_does_not_answer_is_unreachable_and_still_listed() {
-    let ensemble = Ensemble::of(1);
+fn a_side_that_does_not_answer_is_unreachable_and_still_listed(kind: Kind) {
+    let ensemble = Ensemble::of(kind, 1);
     let pair = Pair::start(&setup(&ensemble));
     ensemble.says("second", "following", |side| side.state == "following");
     // Only its console: the record has a port at which nobody listens.
@@ -199,9 +197,8 @@ fn a_side_that_does_not_answer_is_unreachable_and_still_listed() {
     drop(pair);
 }
 
-#[test]
-fn what_cannot_be_understood_is_said_and_the_rest_is_shown() {
-    let ensemble = Ensemble::of(1);
+fn what_cannot_be_understood_is_said_and_the_rest_is_shown(kind: Kind) {
+    let ensemble = Ensemble::of(kind, 1);
     let refused = ensemble.lockstep(&["vms"]);
     assert!(refused.status.success() && refused.stdout.is_empty(), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no VMs are known to zk://"));
@@ -228,9 +225,8 @@ fn what_cannot_be_understood_is_said_and_the_rest_is_shown() {
     }
 }
 
-#[test]
-fn arbiters_that_list_nothing_say_so() {
-    let ensemble = Ensemble::of(1);
+fn arbiters_that_list_nothing_say_so(kind: Kind) {
+    let ensemble = Ensemble::of(kind, 1);
     for command in ["hosts", "vms", "top"] {
         for arbiter in ["etcd://127.0.0.1:1", "/tmp", "file:///tmp"] {
             let output = ensemble.lockstep(&[command, "--arbiter", arbiter]);
@@ -269,9 +265,8 @@ fn publish(sessions: &Arc<Sessions>, record: &Host) -> (watch::Sender<Host>, Pub
     (told, Publication::start(sessions.clone(), parent, &record.name, record_now))
 }
 
-#[test]
-fn a_record_follows_its_process_and_ends_with_it() {
-    let ensemble = Ensemble::of(1);
+fn a_record_follows_its_process_and_ends_with_it(kind: Kind) {
+    let ensemble = Ensemble::of(kind, 1);
     let sessions = ensemble.sessions();
     let node = "/lockstep/hosts/a%20host";
     let (told, publication) = publish(&sessions, &host(1, "a host"));
@@ -295,9 +290,8 @@ fn a_record_follows_its_process_and_ends_with_it() {
     assert_eq!(ensemble.owned("/lockstep/hosts"), [], "it is listed after its end");
 }
 
-#[test]
-fn whoever_takes_the_place_of_a_dead_process_is_listed_at_once() {
-    let ensemble = Ensemble::of(1);
+fn whoever_takes_the_place_of_a_dead_process_is_listed_at_once(kind: Kind) {
+    let ensemble = Ensemble::of(kind, 1);
     let sessions = [ensemble.sessions(), ensemble.sessions(), ensemble.sessions()];
     // Of a process that was killed: its record is there, as its session has not ended yet.
     let mut child = Command::new("true").spawn().unwrap();
@@ -324,9 +318,8 @@ fn whoever_takes_the_place_of_a_dead_process_is_listed_at_once() {
     assert_eq!(ensemble.owned("/lockstep/hosts").len(), 1);
 }
 
-#[test]
-fn a_record_survives_the_servers_and_the_ensemble() {
-    let mut ensemble = Ensemble::of(3);
+fn a_record_survives_the_servers_and_the_ensemble(kind: Kind) {
+    let mut ensemble = Ensemble::of(kind, 3);
     let sessions = ensemble.sessions();
     let (told, _publication) = publish(&sessions, &host(1, "x"));
     let mut used = 0;
@@ -369,9 +362,8 @@ fn a_record_survives_the_servers_and_the_ensemble() {
     assert_ne!(owner, 0);
 }
 
-#[test]
-fn a_healthy_pair_is_listed_again_after_its_ensemble_was_lost() {
-    let mut ensemble = Ensemble::of(1);
+fn a_healthy_pair_is_listed_again_after_its_ensemble_was_lost(kind: Kind) {
+    let mut ensemble = Ensemble::of(kind, 1);
     let mut random = Random::new(seed());
     let pair = Pair::start(&setup(&ensemble));
     let mut load = Load::begin(Job::Typing, pair.console(), &mut random);
@@ -392,3 +384,35 @@ fn a_healthy_pair_is_listed_again_after_its_ensemble_was_lost() {
     ensemble.says("first", "unprotected", |side| side.state == "unprotected" && side.generation == 2);
     load.finish(&mut random);
 }
+
+/// Everything, with one kind of servers.
+macro_rules! with {
+    ($module:ident, $kind:expr, $($promise:ident),+) => {
+        mod $module {
+            $(
+                #[test]
+                fn $promise() {
+                    super::$promise($kind);
+                }
+            )+
+        }
+    };
+}
+
+macro_rules! with_both {
+    ($($promise:ident),+ $(,)?) => {
+        with!(with_debians, crate::common::zookeeper::Kind::Debian, $($promise),+);
+        with!(with_our_own, crate::common::zookeeper::Kind::Lockstep, $($promise),+);
+    };
+}
+
+with_both!(
+    a_pair_is_listed_through_all_its_changes,
+    a_side_that_does_not_answer_is_unreachable_and_still_listed,
+    what_cannot_be_understood_is_said_and_the_rest_is_shown,
+    arbiters_that_list_nothing_say_so,
+    a_record_follows_its_process_and_ends_with_it,
+    whoever_takes_the_place_of_a_dead_process_is_listed_at_once,
+    a_record_survives_the_servers_and_the_ensemble,
+    a_healthy_pair_is_listed_again_after_its_ensemble_was_lost,
+);

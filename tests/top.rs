@@ -100,8 +100,17 @@ const ENTER: &str = "\x1b[?1049h";
 const LEAVE: &str = "\x1b[?1049l";
 
 #[test]
-fn it_follows_the_cluster_and_leaves_the_terminal_as_it_was() {
-    let mut servers = ZooKeeper::start(Kind::Debian, 1);
+fn it_follows_a_cluster_of_debians_and_leaves_the_terminal_as_it_was() {
+    follows_and_leaves_the_terminal_as_it_was(Kind::Debian);
+}
+
+#[test]
+fn it_follows_a_cluster_of_our_own_and_leaves_the_terminal_as_it_was() {
+    follows_and_leaves_the_terminal_as_it_was(Kind::Lockstep);
+}
+
+fn follows_and_leaves_the_terminal_as_it_was(kind: Kind) {
+    let mut servers = ZooKeeper::start(kind, 1);
     let uri = servers.uri("");
     let (arbiter, _) = lockstep::arbiter::open(&uri.parse().unwrap()).unwrap();
     let claim = |host: &str| Claim { generation: 1, host: 1, host_name: host.into(), shared_with: None };

@@ -1,0 +1,12 @@
+//! Promise: our own arbiters (`lockstep arbiter`, three of them) keep every promise that a ZooKeeper ensemble keeps for the registers of VMs.
+
+mod arbiters;
+mod common;
+
+#[path = "arbiters/zookeeper.rs"]
+mod zookeeper;
+
+use common::zookeeper::Kind;
+use zookeeper::Ensemble;
+
+zookeeper::promises!(Kind::Lockstep);
