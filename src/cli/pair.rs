@@ -229,9 +229,7 @@ fn exit_status(outcome: &Outcome) -> ExitCode {
 fn said(outcome: &Outcome) -> SideEnd {
     match outcome {
         Outcome::Ended(reason) => SideEnd { ended: true, text: reason.to_string() },
-        Outcome::Stopped(reason) => {
-            SideEnd { ended: *reason == StopReason::Ended, text: format!("stopped: {reason}") }
-        }
+        Outcome::Stopped(reason) => SideEnd { ended: *reason == StopReason::Ended, text: format!("stopped: {reason}") },
     }
 }
 
@@ -255,10 +253,7 @@ impl SideEnd {
 }
 
 /// Says how a side came to its end where it was asked to.
-fn told_in(
-    file: Option<PathBuf>,
-    end: anyhow::Result<(SideEnd, ExitCode)>,
-) -> anyhow::Result<ExitCode> {
+fn told_in(file: Option<PathBuf>, end: anyhow::Result<(SideEnd, ExitCode)>) -> anyhow::Result<ExitCode> {
     let said = match &end {
         Ok((said, _)) => said.clone(),
         Err(error) => SideEnd { ended: false, text: format!("{error:#}") },

@@ -23,6 +23,7 @@
 //! | [`tree`] | the nodes, read once |
 //! | [`view`] | all of it, put together |
 //! | [`follow`] | the view as it changes |
+//! | [`write`] | what agents and people agree on, written |
 //! | [`figures`] | what the sides say of themselves when they are asked |
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
@@ -37,6 +38,7 @@ pub mod side;
 pub mod spec;
 pub mod tree;
 pub mod view;
+pub mod write;
 
 use zookeeper_client as zk;
 
@@ -62,6 +64,17 @@ pub enum ClusterError {
         /// The ensemble.
         location: String,
         /// Of which node.
+        path: String,
+        /// The error.
+        #[source]
+        source: zk::Error,
+    },
+    /// The same, to a write.
+    #[error("{location}: {path} cannot be written")]
+    Write {
+        /// The ensemble.
+        location: String,
+        /// Which node.
         path: String,
         /// The error.
         #[source]

@@ -40,7 +40,8 @@ impl Tree {
                 asked.push(reader.node(format!("{parent}/{node}")));
                 if parent == paths.vms() {
                     let vm = vm_of(&node);
-                    asked.extend([paths.register(&vm), paths.spec(&vm), paths.placement(&vm)].map(|at| reader.node(at)));
+                    asked
+                        .extend([paths.register(&vm), paths.spec(&vm), paths.placement(&vm)].map(|at| reader.node(at)));
                     let parent = paths.sides(&vm);
                     sides.push((reader.children(parent.clone()), parent));
                 }

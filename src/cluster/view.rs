@@ -164,7 +164,8 @@ impl View {
             vm.spec = view.versioned(tree, paths.spec(&name));
             vm.placement = view.versioned(tree, paths.placement(&name));
             let sides = paths.sides(&name);
-            let read = tree.below(&sides).filter_map(|(node, held)| view.document(format!("{sides}/{node}"), &held.data));
+            let read =
+                tree.below(&sides).filter_map(|(node, held)| view.document(format!("{sides}/{node}"), &held.data));
             vm.sides = read.collect();
             view.vms.insert(name, vm);
         }
