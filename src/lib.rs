@@ -12,6 +12,7 @@
 //! | [`replication`] | the fault-tolerance protocol as pure state machines |
 //! | [`arbiter`] | who may live: registers that only one side can win |
 //! | [`ladder`] | files that only climb, on storage that several hosts reach: what registers and stamps are made of |
+//! | [`agent`] | the daemon that keeps a cluster's VMs running and protected |
 //! | [`cluster`] | what is known of all hosts and VMs, kept in the ensemble that is their arbiter |
 //! | [`backends`] | the world: clock, timer, random numbers, scheduling |
 //! | [`console`] | the guest's console over the network, every byte once; status and control |
@@ -24,6 +25,7 @@
 //! | [`load`] | clients of the guest's network services, for the demo and the measurements |
 //! | [`cli`] | one file per subcommand |
 
+pub mod agent;
 pub mod arbiter;
 pub mod backends;
 pub mod bench;

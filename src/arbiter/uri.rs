@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 /// The path under which an ensemble keeps what is lockstep's, where the URI names none.
 pub const DEFAULT_ROOT: &str = "/lockstep";
@@ -293,6 +293,24 @@ impl fmt::Display for ArbiterUri {
             ArbiterUri::File(directory) => write!(f, "{}", directory.display()),
             ArbiterUri::ZooKeeper(ensemble) => write!(f, "zk://{ensemble}"),
             ArbiterUri::Etcd(ensemble) => write!(f, "etcd://{ensemble}"),
+        }
+    }
+}
+
+impl ArbiterUri {
+    /// The URI with its password, for a process that is to use the same arbiter. Not for people to see.
+    pub fn with_password(&self) -> String {
+        let (scheme, ensemble) = match self {
+            ArbiterUri::File(_) => return self.to_string(),
+            ArbiterUri::ZooKeeper(ensemble) => ("zk", ensemble),
+            ArbiterUri::Etcd(ensemble) => ("etcd", ensemble),
+        };
+        let escaped = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+        match &ensemble.credentials {
+            Some(Credentials { user, password }) => {
+                format!("{scheme}://{}:{}@{ensemble}", escaped(user), escaped(password))
+            }
+            None => format!("{scheme}://{ensemble}"),
         }
     }
 }

@@ -25,9 +25,9 @@ use super::standing::{Standing, check_claim, check_vm};
 use super::uri::{Address, ArbiterUri, Credentials, EnsembleUri};
 use super::{Arbiter, ArbiterError, Claim, Verdict, names};
 
-/// The time-out that sessions ask for; what an ensemble grants begins with twice its tick (4 s by default). A node that a process keeps goes away so long
-/// after the process was last heard.
-const SESSION_TIMEOUT: Duration = Duration::from_secs(4);
+/// The time-out that sessions ask for. Our arbiters grant it; ZooKeeper grants no less than twice its tick (4 s by default). A node that a process keeps goes
+/// away so long after the process was last heard: a host that has died is missed that soon.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long opening a session may take.
 const CONNECT_PATIENCE: Duration = Duration::from_millis(1500);

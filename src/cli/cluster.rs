@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::remote::runtime;
 use super::table::Table;
+use crate::agent::advice::advice;
 use crate::arbiter::ensemble::PATIENCE;
 use crate::arbiter::uri::ArbiterUri;
 use crate::arbiter::zookeeper::{Session, Sessions};
@@ -81,7 +82,7 @@ pub async fn read(sessions: &Sessions, session: &Session) -> Result<View, Cluste
 }
 
 /// The view, read once. What cannot be understood in it is said.
-async fn look(args: &ClusterArgs) -> anyhow::Result<View> {
+pub async fn look(args: &ClusterArgs) -> anyhow::Result<View> {
     let sessions = args.open()?;
     let session = session(&sessions).await?;
     match timeout(PATIENCE, View::renew(&sessions, &session)).await {
@@ -105,7 +106,7 @@ async fn look_and_ask(args: &ClusterArgs) -> anyhow::Result<(View, Figures)> {
 /// Prints both tables.
 pub fn print_once(args: &ClusterArgs) -> anyhow::Result<ExitCode> {
     let (view, figures) = runtime()?.block_on(look_and_ask(args))?;
-    print!("{}\n{}", hosts_table(&view), vms_table(&view, &figures));
+    print!("{}\n{}{}", hosts_table(&view), vms_table(&view, &figures), advices(&view));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -126,11 +127,11 @@ pub fn hosts(args: HostsArgs) -> anyhow::Result<ExitCode> {
 pub fn vms(args: VmsArgs) -> anyhow::Result<ExitCode> {
     let (view, figures) = runtime()?.block_on(look_and_ask(&args.cluster))?;
     if args.json {
-        view.vms.iter().for_each(|(name, vm)| println!("{}", vm_json(name, vm, &figures)));
+        view.vms.iter().for_each(|(name, vm)| println!("{}", vm_json(&view, name, vm, &figures)));
     } else if view.vms.is_empty() {
         eprintln!("lockstep: no VMs are known to {}", args.cluster.arbiter);
     } else {
-        print!("{}", vms_table(&view, &figures));
+        print!("{}{}", vms_table(&view, &figures), advices(&view));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -192,8 +193,9 @@ pub fn lag(vm: &Vm, figures: &Figures) -> Option<u64> {
 }
 
 /// The VMs, for people.
-pub fn vms_table(view: &View, figures: &Figures) -> Table<8> {
-    let mut table = Table::new(["VM", "STATE", "GENERATION", "RUNS ON", "BACKUP", "LAG", "OUTPUTS HELD", "LOG B/S"]);
+pub fn vms_table(view: &View, figures: &Figures) -> Table<9> {
+    let mut table =
+        Table::new(["VM", "STATE", "GENERATION", "RUNS ON", "BACKUP", "LAG", "OUTPUTS HELD", "LOG B/S", "WANTED"]);
     for (name, vm) in &view.vms {
         let status = vm.runner().and_then(|side| status_of(figures, side));
         let figure = |figure: &dyn Fn(&Status) -> String| status.map_or_else(|| "-".into(), figure);
@@ -206,9 +208,33 @@ pub fn vms_table(view: &View, figures: &Figures) -> Table<8> {
             lag(vm, figures).map_or_else(|| "-".into(), duration),
             figure(&|status| status.outputs_held.to_string()),
             figure(&|status| status.log_bytes_per_s.to_string()),
+            wanted(vm),
         ]);
     }
     table
+}
+
+/// Where the agents want the sides of a VM that was given to them.
+fn wanted(vm: &Vm) -> String {
+    let (Some(spec), Some(placement)) = (&vm.spec, &vm.placement) else {
+        return if vm.spec.is_some() { "?" } else { "-" }.into();
+    };
+    let pair = |primary: Option<&String>, backup: Option<&String>| {
+        let name = |host: Option<&String>| host.map_or("?", String::as_str).to_owned();
+        if spec.is.backups == 0 { name(primary) } else { format!("{}, {}", name(primary), name(backup)) }
+    };
+    let placement = &placement.is;
+    match (&placement.ended, &placement.wish) {
+        (Some(_), _) => "ended".into(),
+        (None, Some(wish)) => format!("{} (moving)", pair(Some(&wish.primary), wish.backup.as_ref())),
+        (None, None) => pair(placement.primary.as_ref(), placement.backup.as_ref()),
+    }
+}
+
+/// What there is to say of VMs that are not as they should be, a line for each.
+fn advices(view: &View) -> String {
+    let lines = view.vms.keys().filter_map(|name| Some(format!("{name}: {}\n", advice(view, name)?)));
+    lines.collect()
 }
 
 /// The memory of a host that is taken and that there is, for people.
@@ -249,7 +275,7 @@ fn host_json(name: &str, host: &HostView) -> Value {
     })
 }
 
-fn vm_json(name: &str, vm: &Vm, figures: &Figures) -> Value {
+fn vm_json(view: &View, name: &str, vm: &Vm, figures: &Figures) -> Value {
     let side = |side: &Side| {
         json!({
             "record": side,
@@ -274,6 +300,9 @@ fn vm_json(name: &str, vm: &Vm, figures: &Figures) -> Value {
         "backups": vm.backups().map(|side| &side.host).collect::<Vec<_>>(),
         "lag_ns": lag(vm, figures),
         "register": register,
+        "spec": vm.spec.as_ref().map(|spec| &spec.is),
+        "placement": vm.placement.as_ref().map(|placement| &placement.is),
+        "advice": advice(view, name),
         "sides": vm.sides.iter().map(side).collect::<Vec<_>>(),
     })
 }

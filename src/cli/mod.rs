@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 
+pub mod agent;
 pub mod arbiter;
 pub mod bench;
 pub mod cluster;
@@ -12,8 +13,11 @@ pub mod log;
 mod log_pcap;
 pub mod loopback;
 pub mod machine_args;
+mod managed;
 pub mod operate;
 pub mod pair;
+pub mod place;
+pub mod protect;
 pub mod record;
 pub mod redis_benchmark;
 pub mod remote;
@@ -53,6 +57,10 @@ enum Command {
     Primary(pair::PrimaryArgs),
     Backup(pair::BackupArgs),
     Arbiter(arbiter::ArbiterArgs),
+    Agent(agent::AgentArgs),
+    Protect(protect::ProtectArgs),
+    Unprotect(protect::UnprotectArgs),
+    Place(place::PlaceArgs),
     Console(console::ConsoleArgs),
     Status(status::StatusArgs),
     Hosts(cluster::HostsArgs),
@@ -107,6 +115,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Primary(args) => pair::run_primary(args),
         Command::Backup(args) => pair::run_backup(args),
         Command::Arbiter(args) => arbiter::run(args),
+        Command::Agent(args) => agent::run(args),
+        Command::Protect(args) => protect::protect(args),
+        Command::Unprotect(args) => protect::unprotect(args),
+        Command::Place(args) => place::place(args),
         Command::Console(args) => console::run(args),
         Command::Status(args) => status::run(args),
         Command::Hosts(args) => cluster::hosts(args),

@@ -1,10 +1,11 @@
 //! `lockstep primary` and `lockstep backup`: the two sides of a pair.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use super::machine_args::{MachineArgs, open_disk, plug_in};
@@ -70,6 +71,9 @@ pub struct PairArgs {
     /// Time between two digests of the machine, by which the backup checks itself, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     pub digest_interval: u64,
+    /// Say in this file how this side came to its end, for programs: a JSON object with `ended` (whether the guest has ended) and `text`
+    #[arg(long, value_name = "FILE")]
+    pub outcome: Option<PathBuf>,
 }
 
 /// Run a guest as the primary of a pair: waits for its backup, then boots the guest. A backup may also come later, at any time.
@@ -100,6 +104,10 @@ pub struct PrimaryArgs {
     /// Boot the guest at once, without a backup
     #[arg(long)]
     start_alone: bool,
+    /// Boot the guest only if nobody has run the VM since this generation (0: only if it has never run), and end otherwise. The arbiter decides, in the
+    /// moment in which the guest would start
+    #[arg(long, value_name = "GENERATION", conflicts_with = "rejoin")]
+    only_after: Option<u64>,
 }
 
 /// Stand by as the backup of a pair: gets the guest's state if that runs already, replays what the primary does, and takes over when
@@ -218,21 +226,57 @@ fn exit_status(outcome: &Outcome) -> ExitCode {
     }
 }
 
-fn say(outcome: &Outcome) {
+fn said(outcome: &Outcome) -> SideEnd {
     match outcome {
-        Outcome::Ended(reason) => eprintln!("lockstep: {reason}"),
-        Outcome::Stopped(reason) => eprintln!("lockstep: stopped: {reason}"),
+        Outcome::Ended(reason) => SideEnd { ended: true, text: reason.to_string() },
+        Outcome::Stopped(reason) => SideEnd { ended: *reason == StopReason::Ended, text: format!("stopped: {reason}") },
     }
+}
+
+/// How a side came to its end, for the program that has started it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SideEnd {
+    /// Whether the guest has ended, here or on the other side.
+    pub ended: bool,
+    /// The end in words.
+    pub text: String,
+}
+
+impl SideEnd {
+    /// Says it in `file`: as a whole or not at all, for whoever reads it may do so at any time.
+    fn tell(&self, file: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_vec(self).context("an outcome can be written")?;
+        let beside = file.with_extension("new");
+        let told = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, file));
+        told.with_context(|| format!("cannot write {} (--outcome)", file.display()))
+    }
+}
+
+/// Says how a side came to its end where it was asked to.
+fn told_in(file: Option<PathBuf>, end: anyhow::Result<(SideEnd, ExitCode)>) -> anyhow::Result<ExitCode> {
+    let said = match &end {
+        Ok((said, _)) => said.clone(),
+        Err(error) => SideEnd { ended: false, text: format!("{error:#}") },
+    };
+    if let Some(file) = file {
+        said.tell(&file)?;
+    }
+    end.map(|(_, status)| status)
 }
 
 /// Runs the primary.
 pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
+    told_in(args.pair.outcome.clone(), primary(args))
+}
+
+fn primary(args: PrimaryArgs) -> anyhow::Result<(SideEnd, ExitCode)> {
     let milliseconds = |ms: u64| ms.saturating_mul(1_000_000);
     let settings = Settings {
         heartbeat_ns: milliseconds(args.heartbeat),
         timeout_ns: milliseconds(args.timeout),
         lag_limit_ns: milliseconds(args.lag_limit),
         start_alone: args.start_alone,
+        only_after: args.only_after,
         ..Settings::default()
     };
     if !Settings::times_are_sane(settings.heartbeat_ns, settings.timeout_ns) {
@@ -257,6 +301,13 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
         if let Some(disk) = site.outlets.disk.as_ref().filter(|_| register.is_none() || !args.pair.rejoin) {
             disk.check_generation(register.as_ref().map(|claim| claim.generation))?;
         }
+        let held = register.as_ref().map_or(0, |claim| claim.generation);
+        if let (Some(wanted), Some(claim)) = (args.only_after.filter(|wanted| *wanted != held), &register) {
+            bail!(
+                "`{name}` has been run by {} since (generation {held}, not {wanted} any more): nothing is booted",
+                claim.host_name
+            );
+        }
         let start = match register {
             Some(claim) if args.pair.rejoin => {
                 eprintln!(
@@ -278,7 +329,12 @@ pub fn run_primary(args: PrimaryArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs one side to its end.
-async fn run_side(site: Site, control: TcpListener, start: Start, entry: Option<Entry>) -> anyhow::Result<ExitCode> {
+async fn run_side(
+    site: Site,
+    control: TcpListener,
+    start: Start,
+    entry: Option<Entry>,
+) -> anyhow::Result<(SideEnd, ExitCode)> {
     let (hub, board) = (site.outlets.hub.clone(), site.board.clone());
     let listed = entry.map(|entry| Listed::start(entry, &board));
     let end = serve(control, hub, board, pair::run(site, start)).await;
@@ -286,11 +342,12 @@ async fn run_side(site: Site, control: TcpListener, start: Start, entry: Option<
         listed.end().await;
     }
     let end = end??;
-    say(&end.outcome);
+    let said = said(&end.outcome);
+    eprintln!("lockstep: {}", said.text);
     if let (Some(_), Some(log)) = (&end.divergence, &end.log) {
         eprintln!("lockstep: the log is kept: lockstep replay {}", log.display());
     }
-    Ok(exit_status(&end.outcome))
+    Ok((said, exit_status(&end.outcome)))
 }
 
 /// Where a backup without `--log` keeps its copy.
@@ -300,6 +357,10 @@ pub(super) fn scratch_log(vm: &str, process: u32) -> PathBuf {
 
 /// Runs the backup.
 pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
+    told_in(args.pair.outcome.clone(), backup(args))
+}
+
+fn backup(args: BackupArgs) -> anyhow::Result<(SideEnd, ExitCode)> {
     let cpu = cpuid::CpuKind::of(&cpuid::template(&vcpu::host_cpuid()?));
     channel_runtime()?.block_on(async {
         let plugged = (plug_in(&args.net, &args.pcap)?, open_disk(&args.disk, Owner::Pair(&args.name))?);
@@ -320,7 +381,7 @@ pub fn run_backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
             control.local_addr()?
         );
         let result = run_side(site, control, Start::Backup, entry).await;
-        let diverged = matches!(&result, Ok(status) if *status == ExitCode::from(super::DIVERGED));
+        let diverged = matches!(&result, Ok((_, status)) if *status == ExitCode::from(super::DIVERGED));
         if !asked_for && !diverged {
             // Gone already if the primary never came.
             let _ = std::fs::remove_file(&scratch);

@@ -29,6 +29,26 @@ impl Paths {
         format!("{}/sides", vm_path(&self.root, vm))
     }
 
+    /// What a VM is to be.
+    pub fn spec(&self, vm: &str) -> String {
+        format!("{}/spec", vm_path(&self.root, vm))
+    }
+
+    /// Where its sides are to be.
+    pub fn placement(&self, vm: &str) -> String {
+        format!("{}/placement", vm_path(&self.root, vm))
+    }
+
+    /// Below this, each host on which something was placed has a node.
+    pub fn reservations(&self) -> String {
+        format!("{}/reservations", self.root)
+    }
+
+    /// The node that changes with everything that is placed on a host.
+    pub fn reservation(&self, host: &str) -> String {
+        format!("{}/{}", self.reservations(), node_of(host))
+    }
+
     /// Below this, each host has a node.
     pub fn hosts(&self) -> String {
         format!("{}/hosts", self.root)
@@ -43,6 +63,11 @@ pub fn node_of(host: &str) -> String {
 /// The name of such a node where another process has taken the host's own. (`~` has no other meaning: who reads takes names out of the records.)
 pub fn second_node_of(host: &str, process: &str) -> String {
     format!("{}~{process}", escape(host))
+}
+
+/// The host of a node below [`Paths::hosts`] or [`Paths::reservations`]; not of a second one.
+pub fn host_of(node: &str) -> String {
+    unescape(node)
 }
 
 /// The VM of a node below [`Paths::vms`].
@@ -60,6 +85,8 @@ mod tests {
         assert_eq!(paths.register("vm 1"), "/lockstep/vms/vm%201/generation");
         assert_eq!(paths.sides("vm"), "/lockstep/vms/vm/sides");
         assert_eq!((paths.vms().as_str(), paths.hosts().as_str()), ("/lockstep/vms", "/lockstep/hosts"));
+        assert_eq!(paths.placement("vm"), "/lockstep/vms/vm/placement");
+        assert_eq!(paths.reservation("a/b"), "/lockstep/reservations/a%2Fb");
         let paths = Paths::below("");
         assert_eq!(paths.vms(), "/vms");
         assert_eq!((node_of("a/b"), second_node_of("a/b", "07")), ("a%2Fb".into(), "a%2Fb~07".into()));

@@ -25,6 +25,11 @@ impl Process {
         Process { number: format!("{number:016x}"), pid, started: started(pid).unwrap_or(0), place: place() }
     }
 
+    /// The process of this number on this host, whatever it calls itself.
+    pub fn of(pid: u32) -> Self {
+        Process { number: String::new(), pid, started: started(pid).unwrap_or(0), place: place() }
+    }
+
     /// Whether it is certain that it does not run any more: it was one of this very host, and is not there.
     pub fn is_gone(&self) -> bool {
         !self.place.is_empty() && self.place == place() && started(self.pid) != Some(self.started)

@@ -71,6 +71,40 @@ pub struct Host {
     pub labels: BTreeMap<String, String>,
     /// The program's version.
     pub program: String,
+    /// Whether the agent plugs guests' network cards into a bridge.
+    pub bridge: bool,
+    /// Whether the network that the guests' clients use can be reached from there, as far as the host's own end of the cable tells. `None`: it does not look.
+    pub uplink: Option<bool>,
+    /// Grows whenever somebody takes the host for lost and its agent sees that: it is alive.
+    pub beat: u64,
+    /// VMs of which a process is on the host.
+    pub sides: Vec<String>,
+    /// What it has been asked to start and could not, by VM.
+    pub failed: BTreeMap<String, Failure>,
+    /// Guests that have ended there by themselves or by an operator's wish, by VM.
+    pub ended: BTreeMap<String, GuestEnd>,
+    /// That no process of a VM is on the host, asked by the placement of this number: nothing has been started there since.
+    pub without: BTreeMap<String, u64>,
+}
+
+/// What a host has been asked to start and could not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Failure {
+    /// By the placement of this number.
+    pub number: u64,
+    /// Why, in words.
+    pub text: String,
+}
+
+/// A guest that has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GuestEnd {
+    /// After which generation it had been booted, as its placement said when the side was started.
+    pub boot: Option<u64>,
+    /// The end, in words.
+    pub text: String,
 }
 
 /// What is wrong with a record.
@@ -87,12 +121,10 @@ pub enum RecordError {
     Version(u32),
 }
 
-/// A record.
-pub trait Record: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync + 'static {
+/// What a node holds.
+pub trait Document: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync + 'static {
     /// Its version.
     fn version(&self) -> u32;
-    /// The process that it is of.
-    fn process(&self) -> &Process;
 
     /// Its bytes.
     fn to_bytes(&self) -> Vec<u8> {
@@ -112,21 +144,31 @@ pub trait Record: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync
     }
 }
 
-impl Record for Side {
+/// A document that a process keeps there for as long as it lives.
+pub trait Record: Document {
+    /// The process that it is of.
+    fn process(&self) -> &Process;
+}
+
+impl Document for Side {
     fn version(&self) -> u32 {
         self.version
     }
+}
 
+impl Record for Side {
     fn process(&self) -> &Process {
         &self.process
     }
 }
 
-impl Record for Host {
+impl Document for Host {
     fn version(&self) -> u32 {
         self.version
     }
+}
 
+impl Record for Host {
     fn process(&self) -> &Process {
         &self.process
     }

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use zookeeper_client as zk;
 
 use super::ClusterError;
-use super::paths::{Paths, vm_of};
-use super::records::{Host, Record, Side};
+use super::paths::{Paths, host_of, node_of, vm_of};
+use super::placement::Placement;
+use super::records::{Document, Host, Side};
+use super::spec::Spec;
+use super::tree::Tree;
 use crate::arbiter::Claim;
 use crate::arbiter::register::from_text;
 use crate::arbiter::zookeeper::{Session, Sessions};
@@ -20,6 +22,8 @@ pub struct View {
     pub hosts: BTreeMap<String, HostView>,
     /// The VMs, by name.
     pub vms: BTreeMap<String, Vm>,
+    /// Versions of the hosts' reservations, by host.
+    pub reservations: BTreeMap<String, i32>,
     /// Nodes that hold no record that this program understands, and why.
     pub unreadable: Vec<(String, String)>,
 }
@@ -39,11 +43,24 @@ pub struct HostView {
     pub cpu: Option<String>,
 }
 
+/// What a node holds that is written by compare-and-set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Versioned<D> {
+    /// What it holds.
+    pub is: D,
+    /// In this version of the node.
+    pub version: i32,
+}
+
 /// A VM.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Vm {
     /// What its register holds; `None` where it has none that can be read.
     pub register: Option<Claim>,
+    /// What it is to be; `None` where a person runs it.
+    pub spec: Option<Versioned<Spec>>,
+    /// Where its sides are to be, as the agents have agreed.
+    pub placement: Option<Versioned<Placement>>,
     /// Its sides: who runs it first.
     pub sides: Vec<Side>,
 }
@@ -117,67 +134,59 @@ fn runs(side: &Side) -> bool {
 impl View {
     /// Reads it, as this session's server knows it.
     pub async fn read(sessions: &Sessions, session: &Session) -> Result<View, ClusterError> {
-        let reader = Reader { session, location: sessions.location() };
-        let paths = Paths::below(sessions.root());
+        Ok(View::of(&Tree::read(sessions, session).await?, &Paths::below(sessions.root())))
+    }
+
+    /// What these nodes tell.
+    pub fn of(tree: &Tree, paths: &Paths) -> View {
         let mut view = View::default();
-        // Everything is asked for before any answer is waited for: what the tree is large in costs one round trip for each level.
-        let (hosts, vms) = (reader.children(paths.hosts()), reader.children(paths.vms()));
-        let (hosts, vms) = (hosts.await?, vms.await?);
-        let hosts: Vec<_> = hosts.iter().map(|node| format!("{}/{node}", paths.hosts())).collect();
-        let hosts: Vec<_> = hosts.into_iter().map(|path| reader.data(path)).collect();
-        let vms: Vec<_> = vms
-            .iter()
-            .map(|node| {
-                let vm = vm_of(node);
-                let (register, sides) = (paths.register(&vm), paths.sides(&vm));
-                (vm, reader.data(register), sides.clone(), reader.children(sides))
-            })
-            .collect();
-        for host in hosts {
-            let (path, bytes) = host.await?;
-            let Some(bytes) = bytes else { continue };
-            if let Some(host) = view.record::<Host>(path, &bytes) {
-                let name = host.name.clone();
-                let cpu = Some(host.cpu.clone());
+        for (node, held) in tree.below(&paths.hosts()) {
+            let Some(host) = view.document::<Host>(format!("{}/{node}", paths.hosts()), &held.data) else { continue };
+            // A host has one agent. The record of a second one stands beside the first one's.
+            if host.process.number.is_empty() || node_of(&host.name) == node || !view.hosts.contains_key(&host.name) {
+                let (name, cpu) = (host.name.clone(), Some(host.cpu.clone()));
                 view.hosts.insert(name, HostView { record: Some(host), cpu, ..HostView::default() });
             }
         }
-        let mut sides = Vec::new();
-        for (vm, register, parent, nodes) in vms {
-            let (path, bytes) = register.await?;
-            let register = match bytes.map(|bytes| from_text(&vm, &bytes)) {
-                Some(Err(flaw)) => {
-                    view.unreadable.push((path, flaw.to_string()));
-                    None
-                }
-                Some(Ok(claim)) => Some(claim),
-                None => None,
-            };
-            let nodes = nodes.await?;
-            sides.extend(nodes.into_iter().map(|node| (vm.clone(), reader.data(format!("{parent}/{node}")))));
-            view.vms.insert(vm, Vm { register, sides: Vec::new() });
+        for (node, held) in tree.below(&paths.reservations()) {
+            view.reservations.insert(host_of(node), held.version);
         }
-        for (vm, side) in sides {
-            let (path, bytes) = side.await?;
-            let Some(bytes) = bytes else { continue };
-            if let Some(side) = view.record::<Side>(path, &bytes)
-                && let Some(vm) = view.vms.get_mut(&vm)
-            {
-                vm.sides.push(side);
+        for (node, _) in tree.below(&paths.vms()) {
+            let name = vm_of(node);
+            let mut vm = Vm::default();
+            let path = paths.register(&name);
+            if let Some(held) = tree.get(&path) {
+                match from_text(&name, &held.data) {
+                    Ok(claim) => vm.register = Some(claim),
+                    Err(flaw) => view.unreadable.push((path, flaw.to_string())),
+                }
             }
+            vm.spec = view.versioned(tree, paths.spec(&name));
+            vm.placement = view.versioned(tree, paths.placement(&name));
+            let sides = paths.sides(&name);
+            let read =
+                tree.below(&sides).filter_map(|(node, held)| view.document(format!("{sides}/{node}"), &held.data));
+            vm.sides = read.collect();
+            view.vms.insert(name, vm);
         }
         view.put_together();
-        Ok(view)
+        view
     }
 
-    fn record<R: Record>(&mut self, path: String, bytes: &[u8]) -> Option<R> {
-        match R::from_bytes(bytes) {
-            Ok(record) => Some(record),
+    fn document<D: Document>(&mut self, path: String, bytes: &[u8]) -> Option<D> {
+        match D::from_bytes(bytes) {
+            Ok(document) => Some(document),
             Err(error) => {
                 self.unreadable.push((path, error.to_string()));
                 None
             }
         }
+    }
+
+    fn versioned<D: Document>(&mut self, tree: &Tree, path: String) -> Option<Versioned<D>> {
+        let held = tree.get(&path)?;
+        let version = held.version;
+        self.document(path, &held.data).map(|is| Versioned { is, version })
     }
 
     /// Has this session's server know everything that was so before this call.
@@ -209,41 +218,6 @@ impl View {
     }
 }
 
-/// Asks through one session.
-struct Reader<'a> {
-    session: &'a Session,
-    location: &'a str,
-}
-
-impl<'a> Reader<'a> {
-    /// The children of a node, none if it is not there. Asks at once.
-    fn children(&self, path: String) -> impl Future<Output = Result<Vec<String>, ClusterError>> + use<'a> {
-        let (asked, location) = (self.session.client.list_children(&path), self.location);
-        async move {
-            match asked.await {
-                Ok(mut children) => {
-                    children.sort();
-                    Ok(children)
-                }
-                Err(zk::Error::NoNode) => Ok(Vec::new()),
-                Err(source) => Err(ClusterError::Read { location: location.into(), path, source }),
-            }
-        }
-    }
-
-    /// The data of a node, with its path. Asks at once.
-    fn data(&self, path: String) -> impl Future<Output = Result<(String, Option<Vec<u8>>), ClusterError>> + use<'a> {
-        let (asked, location) = (self.session.client.get_data(&path), self.location);
-        async move {
-            match asked.await {
-                Ok((bytes, _)) => Ok((path, Some(bytes))),
-                Err(zk::Error::NoNode) => Ok((path, None)),
-                Err(source) => Err(ClusterError::Read { location: location.into(), path, source }),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,7 +228,7 @@ mod tests {
 
     fn vm(register: u64, sides: &[Side]) -> Vm {
         let claim = Claim { generation: register, host: 1, host_name: "a".into(), shared_with: None };
-        Vm { register: (register > 0).then_some(claim), sides: sides.to_vec() }
+        Vm { register: (register > 0).then_some(claim), sides: sides.to_vec(), ..Vm::default() }
     }
 
     #[test]

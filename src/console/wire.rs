@@ -95,6 +95,9 @@ pub enum Command {
     Switch,
     /// Send a snapshot: behind the answer come the frames of a log that starts from it, up to the close frame, and nothing else.
     Snapshot,
+    /// Have a side that does not run the machine end: a backup, or a primary that still waits for its first one. Refused by one that runs the machine, or may
+    /// have to.
+    Leave,
 }
 
 /// The answer to a [`Command`].

@@ -206,6 +206,23 @@ impl<'a> Driver<'a> {
                 }
                 Wake::Requested(Request::Stop) => self.feed(Input::StopRequested)?,
                 Wake::Requested(Request::Switch(reply)) => reply.refuse("this host does not run the machine".into()),
+                Wake::Requested(Request::Leave(reply)) => match self.protocol.state() {
+                    State::Connecting { .. }
+                    | State::Loading
+                    | State::Receiving
+                    | State::Restoring
+                    | State::Ready
+                    | State::Following => {
+                        reply.accept("this backup leaves".into());
+                        self.feed(Input::StopRequested)?;
+                    }
+                    State::Finishing
+                    | State::Taking(_)
+                    | State::Asking(_)
+                    | State::GoingLive
+                    | State::Live
+                    | State::Stopped(_) => reply.refuse(format!("this side is {}", self.protocol.state().name())),
+                },
                 Wake::Requested(Request::Control(_)) => {}
             }
         }

@@ -23,6 +23,8 @@ pub enum Request {
     Stop,
     /// To let the other host go on.
     Switch(Reply),
+    /// To end, if the machine does not depend on this side.
+    Leave(Reply),
     /// To do this to the guest, on both hosts.
     Control(Control),
 }
@@ -205,7 +207,9 @@ impl ControlHandler for Board {
     }
 
     fn command(&self, command: Command, who: &Who) -> Result<Pending, ControlError> {
-        self.may_be_asked()?;
+        if command != Command::Leave {
+            self.may_be_asked()?;
+        }
         tracing::info!(who = %who.address, ?command, "asked for");
         Ok(match command {
             Command::Stop => {
@@ -227,6 +231,11 @@ impl ControlHandler for Board {
             Command::Switch => {
                 let (reply, answer) = Reply::new();
                 self.ask(Request::Switch(reply));
+                Pending::Later(answer)
+            }
+            Command::Leave => {
+                let (reply, answer) = Reply::new();
+                self.ask(Request::Leave(reply));
                 Pending::Later(answer)
             }
             Command::Snapshot => return Err(ControlError::NotPossible("a snapshot needs a connection of its own")),

@@ -530,6 +530,14 @@ impl<'a> Driver<'a> {
                 self.switch = Some(reply);
                 self.feed(Input::SwitchRequested)
             }
+            Request::Leave(reply) if *self.protocol.state() == State::Waiting => {
+                reply.accept("this primary leaves; its guest has not started".into());
+                self.feed(Input::StopRequested)
+            }
+            Request::Leave(reply) => {
+                reply.refuse(format!("this side is {}", self.protocol.state().name()));
+                Ok(())
+            }
             Request::Control(control) if self.has_no_world() => {
                 self.controls_to_come.push(control);
                 Ok(())

@@ -109,6 +109,7 @@ pub async fn run<L: Log + Send + 'static>(
                 }
                 Request::Control(control) => world.control(control),
                 Request::Switch(reply) => reply.refuse("this machine has no backup: it was started alone".into()),
+                Request::Leave(reply) => reply.refuse("this host runs the machine, and no other".into()),
             },
             _ = refresh.tick() => {
                 if let Some(network) = &outlets.network {

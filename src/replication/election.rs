@@ -81,9 +81,13 @@ pub struct Election {
 }
 
 impl Election {
-    /// For the first generation of a VM that starts: whatever the register holds, plus one.
-    pub fn first() -> (Self, Question) {
-        Self::ask(Question::Read)
+    /// For the first generation of a VM that starts: whatever the register holds, plus one; or only what follows `only_after` (0: an empty register).
+    pub fn first(only_after: Option<u64>) -> (Self, Question) {
+        let claim = |held: u64| {
+            let expected = (held > 0).then_some(held);
+            Question::Claim { expected, generation: held.saturating_add(1), shared_with: None }
+        };
+        Self::ask(only_after.map_or(Question::Read, claim))
     }
 
     /// For the generation after `generation`, which the pair shares.
@@ -153,11 +157,21 @@ mod tests {
     #[test]
     fn the_first_generation_follows_what_the_register_holds() {
         for (held, generation) in [(None, 1), (Some(7), 8)] {
-            let (mut election, question) = Election::first();
+            let (mut election, question) = Election::first(None);
             assert_eq!(question, Question::Read);
             let claim = Question::Claim { expected: held, generation, shared_with: None };
             assert_eq!(election.on_answer(0, Answer::Holds(held), 100), Outcome::Ask(claim));
             assert_eq!(election.on_answer(0, Answer::Lost(None), 1), Outcome::Lost { generation, holder: None });
+        }
+    }
+
+    #[test]
+    fn the_first_generation_may_be_wanted_after_one_that_is_known_and_no_other() {
+        for (held, expected) in [(0, None), (7, Some(7))] {
+            let (mut election, question) = Election::first(Some(held));
+            assert_eq!(question, Question::Claim { expected, generation: held + 1, shared_with: None });
+            let lost = Outcome::Lost { generation: held + 1, holder: None };
+            assert_eq!(election.on_answer(0, Answer::Lost(None), 1), lost);
         }
     }
 }

@@ -111,6 +111,9 @@ pub struct Settings {
     pub lag_limit_ns: u64,
     /// Primary: start the guest without waiting for a backup.
     pub start_alone: bool,
+    /// Primary: claim its first generation only if the register holds this one (0: if it is empty), and stop otherwise. `None`: after whatever it
+    /// holds.
+    pub only_after: Option<u64>,
 }
 
 impl Default for Settings {
@@ -123,6 +126,7 @@ impl Default for Settings {
             backlog_bytes: 64 << 20,
             lag_limit_ns: 100_000_000,
             start_alone: false,
+            only_after: None,
         }
     }
 }

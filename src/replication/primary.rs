@@ -165,7 +165,7 @@ impl Primary {
     }
 
     fn claim_first(&mut self, out: &mut Vec<Action>) {
-        let (election, question) = Election::first();
+        let (election, question) = Election::first(self.settings.only_after);
         self.state = State::Claiming(election);
         out.push(Action::Ask(question));
     }

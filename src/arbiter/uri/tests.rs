@@ -140,6 +140,8 @@ proptest! {
             credentials: credentials.map(|(user, password)| Credentials { user, password }),
             root: if path.is_empty() { DEFAULT_ROOT.into() } else { path },
         };
-        prop_assert_eq!(uri, Ok(if etcd { ArbiterUri::Etcd(expected) } else { ArbiterUri::ZooKeeper(expected) }));
+        let expected = if etcd { ArbiterUri::Etcd(expected) } else { ArbiterUri::ZooKeeper(expected) };
+        prop_assert_eq!(parse(&expected.with_password()), Ok(expected.clone()));
+        prop_assert_eq!(uri, Ok(expected));
     }
 }

@@ -19,16 +19,14 @@ use anyhow::Context;
 use ratatui::crossterm::event::{self, Event, KeyEvent, KeyEventKind};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use zookeeper_client as zk;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use self::screen::{Screen, Wish};
 use super::cluster::{self, ClusterArgs, SIDE_PATIENCE};
 use super::remote::runtime;
-use crate::arbiter::ensemble::PATIENCE;
-use crate::arbiter::zookeeper::{Session, Sessions};
+use crate::arbiter::zookeeper::Sessions;
 use crate::cluster::figures::{self, Figures};
-use crate::cluster::paths::Paths;
+use crate::cluster::follow::{Following, Told};
 use crate::cluster::view::View;
 
 /// Watch the hosts and VMs of a cluster, live.
@@ -47,20 +45,8 @@ pub struct TopArgs {
     once: bool,
 }
 
-/// After a change, how long others that come with it are waited for.
-const TOGETHER: Duration = Duration::from_millis(20);
-
-/// The longest that what was read is taken for new where no watch has said otherwise.
-const READ_EVERY: Duration = Duration::from_secs(10);
-
-/// Pause after a server that could not be asked.
-const PAUSE: Duration = Duration::from_millis(200);
-
 /// The shortest time between two pictures.
 const FRAME: Duration = Duration::from_millis(30);
-
-/// What comes from the ensemble: everything, or why there is nothing new.
-type Told = Result<Arc<View>, String>;
 
 /// Runs `lockstep top`.
 pub fn run(args: TopArgs) -> anyhow::Result<ExitCode> {
@@ -71,15 +57,15 @@ pub fn run(args: TopArgs) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(async {
         // What cannot be watched at all is an error, not an empty screen.
         let session = cluster::session(&sessions).await?;
-        let view = cluster::read(&sessions, &session).await?;
-        watch_it(args, sessions, view).await
+        cluster::read(&sessions, &session).await?;
+        watch_it(args, sessions).await
     })
 }
 
-async fn watch_it(args: TopArgs, sessions: Arc<Sessions>, first: View) -> anyhow::Result<ExitCode> {
-    let (tell, mut told) = watch::channel::<Told>(Ok(Arc::new(first)));
+async fn watch_it(args: TopArgs, sessions: Arc<Sessions>) -> anyhow::Result<ExitCode> {
+    let following = Following::start(sessions.clone());
+    let mut told = following.told();
     let (figures_here, mut figures) = watch::channel(Figures::new());
-    tokio::spawn(follow(sessions.clone(), tell));
     tokio::spawn(ask(told.clone(), Duration::from_millis(args.every), figures_here));
     let mut ends = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
         .map(signal)
@@ -91,7 +77,9 @@ async fn watch_it(args: TopArgs, sessions: Arc<Sessions>, first: View) -> anyhow
     let mut terminal = Terminal::take().context("cannot use this terminal")?;
     let mut keys = keys();
     let mut screen = Screen::new(sessions.location().to_owned());
-    screen.on_told(told.borrow_and_update().clone());
+    // What it begins with is that nothing has been read yet.
+    let _ = told.changed().await;
+    screen.on_told(shown(&told.borrow_and_update()));
     let mut next_frame = Instant::now();
     let mut stale = true;
     loop {
@@ -114,7 +102,7 @@ async fn watch_it(args: TopArgs, sessions: Arc<Sessions>, first: View) -> anyhow
                 None => break,
             },
             _ = told.changed() => {
-                screen.on_told(told.borrow_and_update().clone());
+                screen.on_told(shown(&told.borrow_and_update()));
                 stale = true;
             }
             _ = figures.changed() => {
@@ -158,76 +146,19 @@ fn keys() -> mpsc::UnboundedReceiver<Event> {
     keys
 }
 
-/// Reads everything whenever something has changed.
-async fn follow(sessions: Arc<Sessions>, tell: watch::Sender<Told>) {
-    let mut but = None;
-    loop {
-        let (link, session) = match timeout(PATIENCE, sessions.any(but.as_deref())).await {
-            Ok(found) => found,
-            Err(_) => {
-                let _ = tell.send(Err(sessions.no_answer().to_string()));
-                continue;
-            }
-        };
-        let why = tokio::select! {
-            why = follow_through(&sessions, &session, &tell) => why,
-            () = session.gone() => None,
-        };
-        if let Some(why) = why {
-            let _ = tell.send(Err(why));
-        }
-        but = Some(crate::arbiter::ensemble::Server::address(&*link).to_owned());
-        sleep(PAUSE).await;
-    }
-}
-
-/// The same through one session; gives why that is of no use any more.
-async fn follow_through(sessions: &Sessions, session: &Session, tell: &watch::Sender<Told>) -> Option<String> {
-    let paths = Paths::below(sessions.root());
-    let mode = zk::AddWatchMode::PersistentRecursive;
-    let watching = [paths.vms(), paths.hosts()].map(|path| {
-        let client = session.client.clone();
-        async move { client.watch(&path, mode).await }
-    });
-    let [vms, hosts] = watching;
-    // A server without such watches is asked again and again.
-    let (mut vms, mut hosts) = (vms.await.ok(), hosts.await.ok());
-    loop {
-        match cluster::read(sessions, session).await {
-            Ok(view) => drop(tell.send(Ok(Arc::new(view)))),
-            Err(error) => return Some(format!("{:#}", anyhow::Error::from(error))),
-        }
-        let patience = if vms.is_some() && hosts.is_some() { READ_EVERY } else { Duration::from_secs(1) };
-        tokio::select! {
-            () = changed(&mut vms) => {}
-            () = changed(&mut hosts) => {}
-            () = sleep(patience) => continue,
-        }
-        // What changes with it.
-        let together = Instant::now() + TOGETHER;
-        loop {
-            tokio::select! {
-                () = sleep_until(together) => break,
-                () = changed(&mut vms) => {}
-                () = changed(&mut hosts) => {}
-            }
-        }
-    }
-}
-
-async fn changed(watcher: &mut Option<zk::PersistentWatcher>) {
-    match watcher {
-        Some(watcher) => drop(watcher.changed().await),
-        None => std::future::pending().await,
+fn shown(told: &Told) -> Result<Arc<View>, String> {
+    match told {
+        Ok(seen) => Ok(seen.view.clone()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
 /// Asks the sides for their figures, again and again, and at once when there are others.
 async fn ask(mut told: watch::Receiver<Told>, every: Duration, figures_here: watch::Sender<Figures>) {
     loop {
-        let view = told.borrow_and_update().clone();
-        if let Ok(view) = view {
-            figures_here.send_replace(figures::ask(&view, SIDE_PATIENCE).await);
+        let seen = told.borrow_and_update().clone();
+        if let Ok(seen) = seen {
+            figures_here.send_replace(figures::ask(&seen.view, SIDE_PATIENCE).await);
         }
         tokio::select! {
             () = sleep(every) => {}

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use ratatui::crossterm::event::{KeyCode, KeyModifiers};
 use ratatui::widgets::TableState;
 
-use super::Told;
 use crate::cli::cluster::{Room, backups, lag, runs_on, status_of};
 use crate::cluster::figures::Figures;
 use crate::cluster::view::{View, Vm};
@@ -101,7 +100,7 @@ impl Screen {
     }
 
     /// The ensemble has told something.
-    pub fn on_told(&mut self, told: Told) {
+    pub fn on_told(&mut self, told: Result<Arc<View>, String>) {
         match told {
             Ok(view) => (self.view, self.trouble) = (Some(view), None),
             // What was read last is still the best that is known.

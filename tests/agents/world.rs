@@ -1,0 +1,668 @@
+//! A cluster of the mind: hosts with real agents (their pure part) and processes that keep to the protocol's outlines, in rounds of a tenth of a second. Hosts die,
+//! come back empty, fall asleep and wake up; agents see the registry late; two write at once and one is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockstep::agent::decide::{Act, Place, decide};
+use lockstep::agent::duties::{Duty, Here, Process as State, Started, What, duties, tell};
+use lockstep::agent::fit::on_host;
+use lockstep::agent::times::Times;
+use lockstep::arbiter::Claim;
+use lockstep::cluster::placement::Why;
+use lockstep::cluster::process::Process;
+use lockstep::cluster::records::{Host, Side, VERSION};
+use lockstep::cluster::spec::Spec;
+use lockstep::cluster::view::{Condition, HostView, Versioned, View, Vm};
+use lockstep::console::status::Role;
+
+use crate::common::Random;
+
+/// One round, ns.
+pub const ROUND_NS: u64 = 100_000_000;
+/// Rounds for which the record of a dead process stays.
+const SESSION_ROUNDS: u64 = 10;
+
+/// What a process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    /// It waits for a backup, to boot the guest as the successor of this generation.
+    Waiting(u64),
+    /// It looks for its primary at this logging channel.
+    Connecting(String),
+    /// It gets the state of this process.
+    Joining(u64),
+    /// It protects this process.
+    Following(u64),
+    /// It runs the machine; the process that protects it.
+    Live(Option<u64>),
+}
+
+#[derive(Clone, Debug)]
+struct Proc {
+    host: String,
+    number: u64,
+    part: Part,
+    generation: u64,
+    /// It is dead since this round; its record is still there.
+    dead: Option<u64>,
+}
+
+struct Node {
+    alive: bool,
+    asleep: bool,
+    /// Round in which its agent was last awake.
+    awake: u64,
+    record: Host,
+    here: Here,
+    times: Times,
+    view: View,
+}
+
+struct Machine {
+    register: Option<Claim>,
+    vm: Vm,
+    procs: Vec<Proc>,
+    /// The agents were wrong about it: a person has to boot it.
+    lost: bool,
+}
+
+/// What may be planted in it, for the checks to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// None.
+    None,
+    /// A reservation's version is not looked at.
+    NoReservations,
+    /// Who boots takes any generation.
+    NoRegister,
+}
+
+/// The cluster.
+pub struct World {
+    pub round: u64,
+    nodes: BTreeMap<String, Node>,
+    machines: BTreeMap<String, Machine>,
+    reservations: BTreeMap<String, i32>,
+    next: u64,
+    mistake: Mistake,
+    /// How often each thing happened.
+    pub seen: BTreeMap<&'static str, u64>,
+}
+
+impl World {
+    pub fn new(hosts: &[Host], specs: &[(String, Spec)], mistake: Mistake) -> World {
+        let mut world = World {
+            round: 100,
+            nodes: BTreeMap::new(),
+            machines: BTreeMap::new(),
+            reservations: BTreeMap::new(),
+            next: 1,
+            mistake,
+            seen: BTreeMap::new(),
+        };
+        for host in hosts {
+            let process = world.process();
+            let record = Host { version: VERSION, process, ..host.clone() };
+            let node = Node {
+                alive: true,
+                asleep: false,
+                awake: world.round,
+                record,
+                here: Here::new(),
+                times: Times::default(),
+                view: View::default(),
+            };
+            world.nodes.insert(host.name.clone(), node);
+        }
+        for (name, spec) in specs {
+            let vm = Vm { spec: Some(Versioned { is: spec.clone(), version: 0 }), ..Vm::default() };
+            world.machines.insert(name.clone(), Machine { register: None, vm, procs: Vec::new(), lost: false });
+        }
+        world
+    }
+
+    fn process(&mut self) -> Process {
+        self.next += 1;
+        Process { number: format!("{:016x}", self.next), pid: self.next as u32, ..Process::default() }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    pub fn hosts(&self) -> Vec<String> {
+        self.nodes.keys().cloned().collect()
+    }
+
+    fn is_up(&self, host: &str) -> bool {
+        let node = &self.nodes[host];
+        node.alive && !node.asleep
+    }
+
+    /// What anybody may see in the registry at this moment.
+    pub fn view(&self) -> View {
+        let mut view = View { reservations: self.reservations.clone(), ..View::default() };
+        for (name, node) in &self.nodes {
+            if node.awake + SESSION_ROUNDS >= self.round {
+                let host = HostView { record: Some(node.record.clone()), ..HostView::default() };
+                view.hosts.insert(name.clone(), host);
+            }
+        }
+        for (name, machine) in &self.machines {
+            let mut vm = machine.vm.clone();
+            vm.register.clone_from(&machine.register);
+            vm.sides = machine.procs.iter().filter(|proc| self.is_listed(proc)).map(|proc| self.side(name, proc)).collect();
+            view.vms.insert(name.clone(), vm);
+        }
+        view
+    }
+
+    fn is_listed(&self, proc: &Proc) -> bool {
+        let node = &self.nodes[&proc.host];
+        let since = proc.dead.unwrap_or(if node.asleep { node.awake } else { self.round });
+        since + SESSION_ROUNDS >= self.round
+    }
+
+    fn side(&self, vm: &str, proc: &Proc) -> Side {
+        let host_of = |number: u64| {
+            let procs = &self.machines[vm].procs;
+            procs.iter().find(|proc| proc.number == number).map(|proc| proc.host.clone())
+        };
+        let joins = self.machines[vm].procs.iter().any(|other| other.part == Part::Joining(proc.number));
+        let (role, state, peer) = match &proc.part {
+            Part::Waiting(_) => (Role::Waiting, "waiting", None),
+            Part::Connecting(_) => (Role::Backup, "connecting", None),
+            Part::Joining(primary) => (Role::Backup, "receiving", host_of(*primary)),
+            Part::Following(primary) => (Role::Backup, "following", host_of(*primary)),
+            Part::Live(Some(backup)) => (Role::Primary, "protected", host_of(*backup)),
+            Part::Live(None) if joins => (Role::Unprotected, "transferring", None),
+            Part::Live(None) => (Role::Unprotected, "unprotected", None),
+        };
+        let spec = self.machines[vm].vm.spec.as_ref().map(|spec| spec.is.memory_mib);
+        Side {
+            version: VERSION,
+            vm: vm.into(),
+            host: proc.host.clone(),
+            process: Process { number: format!("{:016x}", proc.number), pid: proc.number as u32, ..Process::default() },
+            role,
+            state: state.into(),
+            generation: proc.generation,
+            peer,
+            control: format!("{}:{}", proc.host, proc.number),
+            channel: format!("{}:{}", proc.host, proc.number),
+            memory_mib: spec,
+            cpu: self.nodes[&proc.host].record.cpu.clone(),
+            ..Side::default()
+        }
+    }
+
+    /// A host dies with all that is on it.
+    pub fn kill_host(&mut self, host: &str) {
+        let round = self.round;
+        let node = self.nodes.get_mut(host).unwrap();
+        if !std::mem::replace(&mut node.alive, false) {
+            return;
+        }
+        if !std::mem::replace(&mut node.asleep, false) {
+            node.awake = round;
+        }
+        for proc in self.machines.values_mut().flat_map(|machine| &mut machine.procs).filter(|proc| proc.host == host) {
+            proc.dead.get_or_insert(node.awake);
+        }
+        self.count("hosts that died");
+    }
+
+    /// A dead host is back, with nothing on it; or one that slept wakes up.
+    pub fn revive(&mut self, host: &str) {
+        let process = self.process();
+        let node = self.nodes.get_mut(host).unwrap();
+        if !node.alive {
+            node.record = Host { process, beat: 0, sides: Vec::new(), ..node.record.clone() };
+            for started in node.here.values_mut().filter(|started| started.state == State::Runs) {
+                started.state = State::Ended { guest: false, text: "the process was killed".into() };
+            }
+        }
+        if node.asleep || !node.alive {
+            // It reads everything before it does anything.
+            node.times = Times::default();
+        }
+        (node.alive, node.asleep) = (true, false);
+    }
+
+    pub fn sleep(&mut self, host: &str) {
+        let round = self.round;
+        let node = self.nodes.get_mut(host).unwrap();
+        if node.alive && !node.asleep {
+            (node.asleep, node.awake) = (true, round);
+            self.count("hosts that fell asleep");
+        }
+    }
+
+    /// One process of a VM dies alone.
+    pub fn kill_one(&mut self, random: &mut Random) {
+        let names: Vec<String> = self.machines.keys().cloned().collect();
+        let name = random.pick(&names).clone();
+        let up: Vec<String> = self.hosts().into_iter().filter(|host| self.is_up(host)).collect();
+        let machine = self.machines.get_mut(&name).unwrap();
+        let alive: Vec<usize> =
+            (0..machine.procs.len()).filter(|&index| machine.procs[index].dead.is_none() && up.contains(&machine.procs[index].host)).collect();
+        if alive.is_empty() {
+            return;
+        }
+        let index = *random.pick(&alive);
+        // The host's agent knows at once.
+        let proc = machine.procs.remove(index);
+        self.ended(&name, &proc);
+        self.count("processes that died");
+    }
+
+    fn ended(&mut self, vm: &str, proc: &Proc) {
+        let node = self.nodes.get_mut(&proc.host).unwrap();
+        if let Some(started) = node.here.get_mut(vm).filter(|started| started.pid == proc.number as u32) {
+            started.state = State::Ended { guest: false, text: "the process was killed".into() };
+        }
+    }
+
+    /// One round: the protocol's, then every agent's.
+    pub fn turn(&mut self, random: &mut Random, sees: u64) {
+        self.round += 1;
+        for name in self.machines.keys().cloned().collect::<Vec<_>>() {
+            self.protocol(&name);
+        }
+        for host in self.hosts() {
+            if !self.is_up(&host) {
+                continue;
+            }
+            if random.below(100) < sees {
+                let view = self.view();
+                self.nodes.get_mut(&host).unwrap().view = view;
+            }
+            self.agent(&host, random);
+            self.nodes.get_mut(&host).unwrap().awake = self.round;
+        }
+        self.holds();
+    }
+
+    /// What the sides of a VM do by themselves.
+    fn protocol(&mut self, name: &str) {
+        let up: BTreeSet<String> = self.hosts().into_iter().filter(|host| self.is_up(host)).collect();
+        let (round, mistake) = (self.round, self.mistake);
+        let machine = self.machines.get_mut(name).unwrap();
+        machine.procs.retain(|proc| proc.dead.is_none_or(|since| since + SESSION_ROUNDS >= round));
+        let works = |proc: &Proc| proc.dead.is_none() && up.contains(&proc.host);
+        let held = machine.register.as_ref().map_or(0, |claim| claim.generation);
+        let mut gone = Vec::new();
+        let procs = machine.procs.clone();
+        let find = |number: u64| procs.iter().find(|proc| proc.number == number);
+        let alone = machine.vm.spec.as_ref().is_some_and(|spec| spec.is.backups == 0);
+        let mut register = machine.register.clone();
+        let mut claim = |register: &mut Option<Claim>, proc: &Proc, after: u64| {
+            let won = register.as_ref().map_or(0, |claim| claim.generation) == after || mistake == Mistake::NoRegister && after == 0;
+            if won {
+                let (host_name, host) = (proc.host.clone(), proc.number);
+                let generation = register.as_ref().map_or(0, |claim| claim.generation).max(after) + 1;
+                *register = Some(Claim { generation, host, host_name, shared_with: None });
+            }
+            won
+        };
+        let mut events: Vec<&'static str> = Vec::new();
+        for index in 0..procs.len() {
+            let proc = machine.procs[index].clone();
+            if !works(&proc) {
+                continue;
+            }
+            let channel = format!("{}:{}", proc.host, proc.number);
+            let caller = machine.procs.iter().position(|other| works(other) && other.part == Part::Connecting(channel.clone()));
+            match proc.part {
+                Part::Waiting(after) if alone || caller.is_some() => {
+                    if claim(&mut register, &proc, after) {
+                        let generation = register.as_ref().unwrap().generation;
+                        let backup = caller.filter(|_| !alone);
+                        let number = backup.map(|at| machine.procs[at].number);
+                        (machine.procs[index].part, machine.procs[index].generation) = (Part::Live(number), generation);
+                        if let Some(at) = backup {
+                            (machine.procs[at].part, machine.procs[at].generation) = (Part::Following(proc.number), generation);
+                        }
+                        machine.lost = false;
+                        events.push("guests booted");
+                    } else {
+                        gone.push(proc.number);
+                    }
+                }
+                Part::Live(Some(backup)) => {
+                    let there = find(backup).is_some_and(|other| works(other) && other.part == Part::Following(proc.number));
+                    // One that slept, and was taken over meanwhile, has lost.
+                    if held > proc.generation {
+                        gone.push(proc.number);
+                    } else if !there && claim(&mut register, &proc, proc.generation) {
+                        let generation = proc.generation + 1;
+                        (machine.procs[index].part, machine.procs[index].generation) = (Part::Live(None), generation);
+                    }
+                }
+                Part::Live(None) if held > proc.generation => gone.push(proc.number),
+                Part::Live(None) => {
+                    let joining = machine.procs.iter().position(|other| other.part == Part::Joining(proc.number));
+                    match (joining, caller) {
+                        (Some(at), _) if works(&machine.procs[at]) => {
+                            machine.procs[index].part = Part::Live(Some(machine.procs[at].number));
+                            machine.procs[at].part = Part::Following(proc.number);
+                            events.push("protections");
+                        }
+                        (Some(at), _) => machine.procs[at].part = Part::Connecting(channel),
+                        (None, Some(at)) => {
+                            (machine.procs[at].part, machine.procs[at].generation) = (Part::Joining(proc.number), proc.generation);
+                        }
+                        (None, None) => {}
+                    }
+                }
+                Part::Following(primary) => {
+                    let there = find(primary).is_some_and(|other| works(other) && other.part == Part::Live(Some(proc.number)));
+                    if held > proc.generation {
+                        gone.push(proc.number);
+                    } else if !there && claim(&mut register, &proc, proc.generation) {
+                        let generation = proc.generation + 1;
+                        (machine.procs[index].part, machine.procs[index].generation) = (Part::Live(None), generation);
+                        events.push("take-overs");
+                    }
+                }
+                Part::Joining(primary) if !find(primary).is_some_and(works) => {
+                    let at = find(primary).map_or_else(|| "nowhere".into(), |other| format!("{}:{}", other.host, other.number));
+                    (machine.procs[index].part, machine.procs[index].generation) = (Part::Connecting(at), 0);
+                }
+                Part::Waiting(_) | Part::Connecting(_) | Part::Joining(_) => {}
+            }
+        }
+        machine.register = register;
+        let (gone, left): (Vec<Proc>, Vec<Proc>) =
+            std::mem::take(&mut machine.procs).into_iter().partition(|proc| gone.contains(&proc.number));
+        machine.procs = left;
+        for proc in gone {
+            self.ended(name, &proc);
+            events.push("sides that had lost");
+        }
+        events.into_iter().for_each(|event| self.count(event));
+    }
+
+    /// What the agent of a host does.
+    fn agent(&mut self, me: &str, random: &mut Random) {
+        let now_ns = self.round * ROUND_NS;
+        let mut view = self.nodes[me].view.clone();
+        // It knows first which of its own processes are gone.
+        for (name, vm) in &mut view.vms {
+            vm.sides.retain(|side| side.host != me || self.proc_runs(name, side.process.pid));
+        }
+        let node = self.nodes.get_mut(me).unwrap();
+        node.record = tell(&view, me, &node.here, &node.record);
+        // Only as the host that the others see.
+        if view.hosts.get(me).and_then(|host| host.record.as_ref()).is_none_or(|seen| seen.process != node.record.process) {
+            return;
+        }
+        node.times.look(now_ns, &view);
+        let acts = decide(&view, me, &node.times);
+        let mut reservations = view.reservations.clone();
+        let (mut written, mut overtaken) = (false, false);
+        for act in acts {
+            match act {
+                Act::Place(place) => {
+                    if !self.place(&view, &place, &mut reservations) {
+                        overtaken = true;
+                        break;
+                    }
+                    written = true;
+                }
+                Act::Switch { vm, version, .. } => self.switch(&vm, version),
+            }
+        }
+        if written || overtaken {
+            self.count(if overtaken { "writes that were overtaken" } else { "writes" });
+            return;
+        }
+        let node = self.nodes.get_mut(me).unwrap();
+        let (todo, leaving) = duties(&view, me, &node.here, &node.times);
+        node.times.look_at_leaving(leaving);
+        for Duty { vm, version, what } in todo {
+            let now = self.machines[&vm].vm.placement.as_ref().map(|placement| placement.version);
+            if now != Some(version) {
+                self.count("deeds that were not confirmed");
+                continue;
+            }
+            // Some processes do not come up.
+            let comes = random.below(20) > 0;
+            self.does(me, &vm, what, comes);
+        }
+    }
+
+    fn proc_runs(&self, vm: &str, pid: u32) -> bool {
+        self.machines[vm].procs.iter().any(|proc| proc.number as u32 == pid && proc.dead.is_none())
+    }
+
+    fn does(&mut self, me: &str, vm: &str, what: What, comes: bool) {
+        self.next += 1;
+        let number_here = self.next;
+        let (part, started) = match what {
+            What::Leave { control } => {
+                let machine = self.machines.get_mut(vm).unwrap();
+                // It refuses where the machine may depend on it.
+                let leaves = |proc: &Proc| {
+                    format!("{}:{}", proc.host, proc.number) == control && !matches!(proc.part, Part::Live(_)) && proc.dead.is_none()
+                };
+                if let Some(index) = machine.procs.iter().position(leaves) {
+                    let proc = machine.procs.remove(index);
+                    self.ended(vm, &proc);
+                    self.count("sides that left");
+                }
+                return;
+            }
+            What::Kill { pid } => {
+                let machine = self.machines.get_mut(vm).unwrap();
+                if let Some(index) = machine.procs.iter().position(|proc| proc.number as u32 == pid) {
+                    let proc = machine.procs.remove(index);
+                    assert!(!matches!(proc.part, Part::Live(_)) || proc.generation < machine.register.as_ref().unwrap().generation);
+                    self.ended(vm, &proc);
+                    self.count("sides that were killed");
+                }
+                return;
+            }
+            What::Boot { number, after, .. } => {
+                let started = Started { number, boot: Some(after), primary: String::new(), pid: number_here as u32, state: State::Runs };
+                (Part::Waiting(after), started)
+            }
+            What::Protect { number, boot, primary, .. } => {
+                let started = Started { number, boot, primary: primary.clone(), pid: number_here as u32, state: State::Runs };
+                (Part::Connecting(primary), started)
+            }
+        };
+        let state = if comes { State::Runs } else { State::Ended { guest: false, text: "no disk".into() } };
+        self.nodes.get_mut(me).unwrap().here.insert(vm.into(), Started { state, ..started });
+        let machine = self.machines.get_mut(vm).unwrap();
+        assert!(
+            !machine.procs.iter().any(|proc| proc.host == me && proc.dead.is_none()),
+            "two processes of {vm} on {me}: {:?}",
+            machine.procs
+        );
+        if comes {
+            // A process of the same host before takes its record with it.
+            machine.procs.retain(|proc| proc.host != me);
+            machine.procs.push(Proc { host: me.into(), number: number_here, part, generation: 0, dead: None });
+        }
+        self.count("processes started");
+    }
+
+    fn switch(&mut self, vm: &str, version: i32) {
+        let machine = self.machines.get_mut(vm).unwrap();
+        if machine.vm.placement.as_ref().is_none_or(|placement| placement.version != version) {
+            return;
+        }
+        let Some(from) = machine.procs.iter().position(|proc| matches!(proc.part, Part::Live(Some(_))) && proc.dead.is_none()) else {
+            return;
+        };
+        let Part::Live(Some(heir)) = machine.procs[from].part else { return };
+        let old = machine.procs[from].number;
+        let Some(to) = machine.procs.iter().position(|proc| proc.number == heir && proc.part == Part::Following(old) && proc.dead.is_none())
+        else {
+            return;
+        };
+        let generation = machine.procs[from].generation + 1;
+        let (host, host_name) = (heir, machine.procs[to].host.clone());
+        machine.register = Some(Claim { generation, host, host_name, shared_with: Some(old) });
+        (machine.procs[from].part, machine.procs[from].generation) = (Part::Following(heir), generation);
+        (machine.procs[to].part, machine.procs[to].generation) = (Part::Live(Some(old)), generation);
+        self.count("switches");
+    }
+
+    /// A placement is written, if what it depends on is still so. What its agent saw when it chose: `saw`.
+    fn place(&mut self, saw: &View, place: &Place, reservations: &mut BTreeMap<String, i32>) -> bool {
+        let now = self.machines[&place.vm].vm.placement.as_ref().map(|placement| placement.version);
+        let fresh = place.added.iter().all(|host| self.reservations.get(host) == reservations.get(host));
+        if now != place.instead_of || (!fresh && self.mistake != Mistake::NoReservations) {
+            return false;
+        }
+        self.is_sane(saw, place);
+        for host in &place.added {
+            let version = self.reservations.get(host).map_or(0, |version| version + 1);
+            self.reservations.insert(host.clone(), version);
+            reservations.insert(host.clone(), version);
+        }
+        let version = now.map_or(0, |version| version + 1);
+        let machine = self.machines.get_mut(&place.vm).unwrap();
+        machine.vm.placement = Some(Versioned { is: place.placement.clone(), version });
+        true
+    }
+
+    /// A placement that is about to count is one that may be.
+    fn is_sane(&self, saw: &View, place: &Place) {
+        let placement = &place.placement;
+        let primary = placement.primary.as_ref();
+        assert!(primary.is_none() || primary != placement.backup.as_ref(), "both sides on one host: {place:?}");
+        let machine = &self.machines[&place.vm];
+        let before = machine.vm.placement.as_ref().map(|placement| placement.is.clone()).unwrap_or_default();
+        let runner = saw.vms[&place.vm].runner();
+        let spec = &machine.vm.spec.as_ref().unwrap().is;
+        for host in &place.added {
+            let has_a_side = saw.vms[&place.vm].sides.iter().any(|side| side.host == *host);
+            let record = &self.nodes[host].record;
+            if let Some(runner) = runner.filter(|runner| runner.host != *host) {
+                assert_eq!(self.nodes[&runner.host].record.cpu, record.cpu, "another kind of processor: {place:?}");
+            }
+            if has_a_side {
+                continue;
+            }
+            for (key, value) in &spec.require {
+                assert_eq!(record.labels.get(key), Some(value), "a label is missing: {place:?}");
+            }
+            if let Some(out) = before.out(host).filter(|out| out.why == Why::Lost) {
+                assert!(!out.is_of(&record.process, record.beat), "a host that was lost and has not shown itself: {place:?}");
+            }
+        }
+        if before.boot != placement.boot && placement.boot.is_some_and(|after| after > 0) {
+            let holder = machine.procs.iter().find(|proc| {
+                proc.dead.is_none() && matches!(proc.part, Part::Live(_) | Part::Following(_) | Part::Joining(_))
+            });
+            assert!(holder.is_none(), "booted anew while {holder:?} has it");
+            assert!(spec.restart);
+        }
+    }
+
+    /// What must hold at any time.
+    fn holds(&self) {
+        for (name, machine) in &self.machines {
+            let held = machine.register.as_ref().map_or(0, |claim| claim.generation);
+            // A live side of an older generation is one that is asleep, and will find out.
+            let live = machine.procs.iter().filter(|proc| proc.dead.is_none() && matches!(proc.part, Part::Live(_)));
+            let live: Vec<_> = live.filter(|proc| proc.generation >= held).collect();
+            assert!(live.len() <= 1, "two hosts run {name}: {live:?}");
+        }
+        let view = self.view();
+        for (host, node) in &self.nodes {
+            let placed = view.vms.iter().filter(|(_, vm)| vm.placement.as_ref().is_some_and(|placement| placement.is.names(host)));
+            let placed: Vec<(&String, &Vm)> = placed.collect();
+            let sum: u64 = placed.iter().map(|(_, vm)| vm.spec.as_ref().unwrap().is.memory_mib).sum();
+            assert!(sum <= node.record.capacity_mib, "{sum} MiB are placed on {host}, which has {}", node.record.capacity_mib);
+            for (name, vm) in &placed {
+                let avoid = &vm.spec.as_ref().unwrap().is.avoid;
+                let meets = placed.iter().find(|(other, _)| avoid.contains(*other));
+                assert!(meets.is_none(), "{name} meets {:?} on {host}", meets.map(|(other, _)| other));
+            }
+        }
+        // Of all who see the same, one acts for a VM.
+        let mut acts: BTreeMap<String, Vec<&String>> = BTreeMap::new();
+        let mut times = Times::default();
+        times.look(self.round * ROUND_NS, &view);
+        for host in self.nodes.keys() {
+            for act in decide(&view, host, &times) {
+                let vm = match act {
+                    Act::Place(place) => place.vm,
+                    Act::Switch { vm, .. } => vm,
+                };
+                acts.entry(vm).or_default().push(host);
+            }
+        }
+        for (vm, hosts) in acts {
+            assert!(hosts.len() == 1, "{hosts:?} act for {vm}");
+        }
+    }
+
+    /// A person boots what was lost, where it has been found that nobody has it.
+    pub fn boot_what_is_lost(&mut self) {
+        let names: Vec<String> = self.machines.keys().cloned().collect();
+        for name in names {
+            let has_it = |proc: &Proc| !matches!(proc.part, Part::Connecting(_)) && proc.dead.is_none();
+            let machine = self.machines.get_mut(&name).unwrap();
+            let held = machine.register.as_ref().map_or(0, |claim| claim.generation);
+            let placement = machine.vm.placement.as_mut();
+            if held == 0 || machine.procs.iter().any(has_it) || machine.vm.spec.as_ref().unwrap().is.restart {
+                continue;
+            }
+            let Some(placement) = placement.filter(|placement| placement.is.boot != Some(held)) else { continue };
+            let number = placement.is.number + 1;
+            placement.is = lockstep::cluster::placement::Placement { number, boot: Some(held), ..Default::default() };
+            placement.version += 1;
+            self.count("guests that a person has booted");
+        }
+    }
+
+    /// A person wants a VM elsewhere.
+    pub fn wish(&mut self, random: &mut Random) {
+        let names: Vec<String> = self.machines.keys().cloned().collect();
+        let hosts = self.hosts();
+        let (name, primary, backup) = (random.pick(&names).clone(), random.pick(&hosts).clone(), random.pick(&hosts).clone());
+        if primary == backup {
+            return;
+        }
+        if let Some(placement) = self.machines.get_mut(&name).and_then(|machine| machine.vm.placement.as_mut()) {
+            placement.is.wish = Some(lockstep::cluster::placement::Wish { primary, backup: Some(backup) });
+            placement.version += 1;
+            self.count("wishes");
+        }
+    }
+
+    /// Whether a VM is as it should be: protected, or as well as can be with these hosts.
+    pub fn is_settled(&self) -> Result<(), String> {
+        let view = self.view();
+        for (name, vm) in &view.vms {
+            let spec = &vm.spec.as_ref().unwrap().is;
+            let wanted = if spec.backups == 0 { Condition::Unprotected } else { Condition::Protected };
+            if vm.condition() != wanted {
+                return Err(format!("{name} is {}: {vm:?}", vm.condition()));
+            }
+            let placement = &vm.placement.as_ref().unwrap().is;
+            if placement.wish.is_some() || placement.leaving.is_some() {
+                return Err(format!("{name} is on its way: {placement:?}"));
+            }
+            let runner = vm.runner().unwrap();
+            if placement.primary.as_ref() != Some(&runner.host) || (spec.backups > 0 && placement.backup != runner.peer) {
+                return Err(format!("{name} is not where it is placed: {vm:?}"));
+            }
+            if vm.sides.len() != 1 + spec.backups as usize {
+                return Err(format!("{name} has sides too many: {:?}", vm.sides));
+            }
+        }
+        for host in self.nodes.keys() {
+            let sum: u64 = on_host(&view, host).values().sum();
+            if sum > self.nodes[host].record.capacity_mib {
+                return Err(format!("{host} has {sum} MiB on it"));
+            }
+        }
+        Ok(())
+    }
+}
