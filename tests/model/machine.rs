@@ -48,7 +48,7 @@ pub struct Host {
     pub alone: bool,
     /// It has given the other side up for silence.
     pub silence: bool,
-    /// When it last processed a message.
+    /// When it last processed a message, or, as a primary, took a backup: that hears of it later, and keeps still for a time-out from then.
     pub heard_at: u64,
     pub handed_over: bool,
     pub taken_back: bool,

@@ -308,7 +308,11 @@ impl State {
     fn primary_on(&mut self, plant: Plant, side: Side, input: primary::Input) {
         let (mut actions, now) = (Vec::new(), if plant == Plant::IgnoreTime { 0 } else { self.now });
         let Machine::Primary(primary) = &mut self.host(side).machine else { return };
+        let before = *primary.state() == primary::State::Protected;
         primary.on(now, input, &mut actions);
+        if !before && *primary.state() == primary::State::Protected {
+            self.host(side).heard_at = self.now;
+        }
         for action in actions {
             match action {
                 primary::Action::Send(envelope) => {
