@@ -23,6 +23,7 @@ use crate::backends::clock::boot_clock_ns;
 use crate::cluster::ClusterError;
 use crate::cluster::follow::{Following, Seen, Told};
 use crate::cluster::paths::Paths;
+use crate::cluster::placement::Placement;
 use crate::cluster::publish::Publication;
 use crate::cluster::records::{Host, Side};
 use crate::cluster::view::View;
@@ -341,14 +342,7 @@ impl Agent {
                 }
                 let version = instead_of.map_or(0, |version| version + 1);
                 self.written.insert(vm.clone(), (version, boot_clock_ns()));
-                let on = |host: &Option<String>| host.clone().unwrap_or_else(|| "nobody".into());
-                eprintln!(
-                    "lockstep: `{vm}` (placement {}): {} runs it, {} protects it{}",
-                    placement.number,
-                    on(&placement.primary),
-                    on(&placement.backup),
-                    if placement.protected || placement.backup.is_none() { "" } else { " as soon as it has come" },
-                );
+                eprintln!("lockstep: `{vm}` (placement {}): {}", placement.number, in_words(placement));
                 true
             }
             Ok(Written::Overtaken) => {
@@ -434,6 +428,16 @@ impl Agent {
             }
         }
     }
+}
+
+/// What a placement says, for the log.
+fn in_words(placement: &Placement) -> String {
+    if let Some(end) = &placement.ended {
+        return format!("nothing is started any more: {end}");
+    }
+    let on = |host: &Option<String>| host.clone().unwrap_or_else(|| "nobody".into());
+    let coming = if placement.protected || placement.backup.is_none() { "" } else { " as soon as it has come" };
+    format!("{} runs it, {} protects it{coming}", on(&placement.primary), on(&placement.backup))
 }
 
 /// Of this host's sides, those whose processes are there. The records of the others will go away, and this host knows it first.
