@@ -597,6 +597,15 @@ impl World {
         let before = machine.vm.placement.as_ref().map(|placement| placement.is.clone()).unwrap_or_default();
         let runner = saw.vms[&place.vm].runner();
         let spec = &machine.vm.spec.as_ref().unwrap().is;
+        // It may have had another part before: then it is not among those that were added.
+        let new = placement.backup.as_ref().filter(|host| before.backup.as_ref() != Some(*host));
+        if let Some(host) = new.filter(|host| !saw.vms[&place.vm].sides.iter().any(|side| side.host == **host)) {
+            let out = placement.out(host).filter(|out| out.why == Why::Lost);
+            if let (Some(out), Some(seen)) = (out, &saw.hosts[host].record) {
+                let silent = out.is_of(&seen.process, seen.beat);
+                assert!(!silent, "a host that was lost and has not shown itself: {place:?}");
+            }
+        }
         for host in &place.added {
             let has_a_side = saw.vms[&place.vm].sides.iter().any(|side| side.host == *host);
             let record = &self.nodes[host].record;
@@ -608,12 +617,6 @@ impl World {
             }
             for (key, value) in &spec.require {
                 assert_eq!(record.labels.get(key), Some(value), "a label is missing: {place:?}");
-            }
-            if let Some(out) = before.out(host).filter(|out| out.why == Why::Lost) {
-                assert!(
-                    !out.is_of(&record.process, record.beat),
-                    "a host that was lost and has not shown itself: {place:?}"
-                );
             }
         }
         if before.boot != placement.boot && placement.boot.is_some_and(|after| after > 0) {
