@@ -195,26 +195,39 @@ impl<R: Record> Publisher<R> {
         }
     }
 
+    /// Writes the record into its node. False: the node has to be put again.
+    async fn write(&mut self, session: &Session, node: &mut Node) -> Result<bool, zk::Error> {
+        let bytes = self.record.borrow_and_update().to_bytes();
+        match in_time(session.client.set_data(&node.path, &bytes, Some(node.version))).await {
+            Ok(stat) => {
+                node.version = stat.version;
+                Ok(true)
+            }
+            Err(zk::Error::NoNode | zk::Error::BadVersion) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Waits for what comes next, and does it. False: the node has to be put again.
     async fn hold(&mut self, session: &Session, node: &mut Node, stop: &mut Stop) -> Result<bool, zk::Error> {
         let client = &session.client;
         let (stat, changed) = in_time(client.check_and_watch_stat(&node.path)).await?;
         match stat {
-            Some(stat) if stat.ephemeral_owner == client.session_id().0 => node.version = stat.version,
+            Some(stat) if stat.ephemeral_owner == client.session_id().0 => {
+                if stat.version != node.version {
+                    // Somebody has written over it: this process, most likely, through an earlier session, whose last words were on their way to a server that
+                    // was cut off, and met a node of the version that they were for.
+                    node.version = stat.version;
+                    return self.write(session, node).await;
+                }
+            }
             _ => return Ok(false),
         }
         tokio::select! {
             biased;
             _ = stop.changed() => {}
             told = self.record.changed() => match told {
-                Ok(()) => {
-                    let bytes = self.record.borrow_and_update().to_bytes();
-                    return match in_time(client.set_data(&node.path, &bytes, Some(node.version))).await {
-                        Ok(_) => Ok(true),
-                        Err(zk::Error::NoNode | zk::Error::BadVersion) => Ok(false),
-                        Err(error) => Err(error),
-                    };
-                }
+                Ok(()) => return self.write(session, node).await,
                 // Nobody says anything any more, and the end is near.
                 Err(_) => drop(stop.changed().await),
             },

@@ -25,9 +25,12 @@ pub trait Quorum: Place {
     fn serves(&mut self);
 }
 
+/// A promise's name, and what holds a place to it.
+type Promise = (&'static str, fn(&dyn Place));
+
 /// What is promised of registers while no server is lost: one promise after the other, each with registers of its own, since servers take their time to start.
 pub fn registers_are_what_an_arbiter_promises(mut quorum: impl Quorum) {
-    let promises: [(&str, fn(&dyn Place)); 7] = [
+    let promises: [Promise; 7] = [
         ("one_thread_wins_each_generation", arbiters::one_thread_wins_each_generation),
         ("one_process_wins_each_generation", arbiters::one_process_wins_each_generation),
         ("a_claimant_killed_at_any_moment_leaves_a_register_that_works", |place| {
