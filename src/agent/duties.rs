@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::fit::{Misfit, avoided};
 use super::times::{Times, boots};
 use crate::cluster::placement::Placement;
 use crate::cluster::records::{Failure, GuestEnd, Host, Side};
@@ -75,6 +76,15 @@ pub enum What {
         /// The VM's specification.
         spec: Box<Spec>,
     },
+    /// Say that this host cannot do what it is placed for.
+    Decline {
+        /// The placement's number.
+        number: u64,
+        /// What the placement says about booting.
+        boot: Option<u64>,
+        /// Why.
+        misfit: Misfit,
+    },
     /// Ask a side to leave.
     Leave {
         /// Its console port.
@@ -120,6 +130,7 @@ fn source(vm: &Vm) -> Option<&Side> {
 /// processes are there.
 pub fn duties(view: &View, me: &str, here: &Here, times: &Times) -> (Vec<Duty>, Vec<(String, u32)>) {
     let (mut duties, mut leaving) = (Vec::new(), Vec::new());
+    let mut there = processes_here(view, me, here);
     for (name, vm) in &view.vms {
         let (Some(spec), Some(placement)) = (&vm.spec, &vm.placement) else { continue };
         let started = here.get(name);
@@ -135,10 +146,54 @@ pub fn duties(view: &View, me: &str, here: &Here, times: &Times) -> (Vec<Duty>, 
             }
         }
         if let Some(what) = case.start() {
-            add(what);
+            if no_room(view, me, &there, name, &spec.is).is_none() {
+                there.insert(name, spec.is.memory_mib);
+                add(what);
+                continue;
+            }
+            // What is about to go is waited for. Otherwise whoever placed it here did not see what is here.
+            let mut staying = there.clone();
+            staying.retain(|other, _| stays(&view.vms[*other], me));
+            if let Some(misfit) = no_room(view, me, &staying, name, &spec.is) {
+                let (number, boot) = (placement.is.number, placement.is.boot);
+                add(What::Decline { number, boot, misfit });
+            }
         }
     }
     (duties, leaving)
+}
+
+/// The VMs of which a process is on this host, with their memory in MiB. This host knows better than anybody else.
+fn processes_here<'a>(view: &'a View, me: &str, here: &Here) -> BTreeMap<&'a str, u64> {
+    let mut there = BTreeMap::new();
+    for (name, vm) in &view.vms {
+        let runs = here.get(name).is_some_and(|started| started.state == Process::Runs);
+        let side = sides_here(vm, me).next();
+        if runs || side.is_some() {
+            let told = side.and_then(|side| side.memory_mib);
+            let wanted = vm.spec.as_ref().map(|spec| spec.is.memory_mib);
+            there.insert(name.as_str(), told.or(wanted).unwrap_or(0));
+        }
+    }
+    there
+}
+
+/// Whether a VM of which a process is on host `me` has a part there.
+fn stays(vm: &Vm, me: &str) -> bool {
+    let placed = vm.placement.as_ref().is_some_and(|placement| placement.is.names(me) && placement.is.ended.is_none());
+    placed || vm.placement.is_none() || vm.runner().is_some_and(|runner| runner.host == me)
+}
+
+/// Why a VM has no place beside those that are here.
+fn no_room(view: &View, me: &str, there: &BTreeMap<&str, u64>, vm: &str, spec: &Spec) -> Option<Misfit> {
+    let avoided = avoided(view, vm, spec);
+    if let Some(other) = there.keys().find(|other| avoided.contains(**other)) {
+        return Some(Misfit::Avoided { vm: (*other).into() });
+    }
+    let capacity_mib = view.hosts.get(me)?.record.as_ref()?.capacity_mib;
+    let free_mib = capacity_mib.saturating_sub(there.values().sum());
+    let wanted_mib = spec.memory_mib;
+    (wanted_mib > free_mib).then_some(Misfit::Capacity { free_mib, capacity_mib, wanted_mib })
 }
 
 struct Case<'a> {
@@ -230,19 +285,13 @@ pub fn tell(view: &View, me: &str, here: &Here, before: &Host) -> Host {
     if suspected.into_iter().any(|out| out.host == me && out.is_of(&before.process, before.beat)) {
         host.beat += 1;
     }
-    (host.sides, host.used_mib) = (Vec::new(), 0);
+    let there = processes_here(view, me, here);
+    host.used_mib = there.values().sum();
+    host.sides = there.keys().map(|name| (*name).to_owned()).collect();
     for (name, vm) in &view.vms {
         let started = here.get(name);
-        let runs = started.is_some_and(|started| started.state == Process::Runs);
-        let side = sides_here(vm, me).next();
-        if runs || side.is_some() {
-            let told = side.and_then(|side| side.memory_mib);
-            let wanted = vm.spec.as_ref().map(|spec| spec.is.memory_mib);
-            host.used_mib += told.or(wanted).unwrap_or(0);
-            host.sides.push(name.clone());
-        }
         let Some(placement) = vm.placement.as_ref().map(|placement| &placement.is) else { continue };
-        if placement.asked && !runs && side.is_none() {
+        if placement.asked && !there.contains_key(name.as_str()) {
             host.without.insert(name.clone(), placement.number);
         }
         match started {

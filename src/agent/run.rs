@@ -415,6 +415,10 @@ impl Agent {
                         }
                     }
                 }
+                What::Decline { number, boot, misfit } => {
+                    eprintln!("lockstep: `{vm}` (placement {number}): there is no place for it here: {misfit}");
+                    self.ledger.failed((vm, number, boot), misfit.to_string());
+                }
                 What::Boot { number, after, spec } => {
                     if self.confirmed(&vm, version).await {
                         self.start(&vm, number, Some(after), None, &spec).await;

@@ -8,7 +8,19 @@ use lockstep::agent::times::Times;
 use lockstep::cluster::placement::Why;
 use lockstep::cluster::view::{Condition, View, Vm};
 
-use super::world::{Part, ROUND_NS, World};
+use super::world::{Machine, Part, ROUND_NS, World};
+
+/// Whether these VMs may be on a host together.
+fn fits(host: &str, capacity_mib: u64, vms: &BTreeMap<&String, &Vm>) {
+    let spec = |vm: &Vm| vm.spec.as_ref().unwrap().is.clone();
+    let sum: u64 = vms.values().map(|vm| spec(vm).memory_mib).sum();
+    assert!(sum <= capacity_mib, "{sum} MiB are on {host}, which has {capacity_mib}: {:?}", vms.keys());
+    for (name, vm) in vms {
+        let avoid = spec(vm).avoid;
+        let meets = vms.keys().find(|other| avoid.contains(**other));
+        assert!(meets.is_none(), "{name} meets {meets:?} on {host}");
+    }
+}
 
 impl World {
     /// A placement that is about to count is one that may be.
@@ -30,6 +42,16 @@ impl World {
             }
         }
         for host in &place.added {
+            // Together with what has been placed there by all who have written before.
+            let mut placed: BTreeMap<&String, &Vm> =
+                self.machines.iter().map(|(name, machine)| (name, &machine.vm)).collect();
+            placed.retain(|name, vm| {
+                **name == place.vm || vm.placement.as_ref().is_some_and(|placement| placement.is.names(host))
+            });
+            let runs_there = runner.is_some_and(|runner| runner.host == *host || runner.peer.as_ref() == Some(host));
+            if !runs_there {
+                fits(host, self.nodes[host].record.capacity_mib, &placed);
+            }
             let has_a_side = saw.vms[&place.vm].sides.iter().any(|side| side.host == *host);
             let record = &self.nodes[host].record;
             if let Some(runner) = runner.filter(|runner| runner.host != *host) {
@@ -60,25 +82,18 @@ impl World {
             let live: Vec<_> = live.filter(|proc| proc.generation >= held).collect();
             assert!(live.len() <= 1, "two hosts run {name}: {live:?}");
         }
-        let view = self.view();
         for (host, node) in &self.nodes {
-            let placed = view
-                .vms
+            let is_here =
+                |machine: &&Machine| machine.procs.iter().any(|proc| proc.host == *host && proc.dead.is_none());
+            let here: BTreeMap<&String, &Vm> = self
+                .machines
                 .iter()
-                .filter(|(_, vm)| vm.placement.as_ref().is_some_and(|placement| placement.is.names(host)));
-            let placed: Vec<(&String, &Vm)> = placed.collect();
-            let sum: u64 = placed.iter().map(|(_, vm)| vm.spec.as_ref().unwrap().is.memory_mib).sum();
-            assert!(
-                sum <= node.record.capacity_mib,
-                "{sum} MiB are placed on {host}, which has {}",
-                node.record.capacity_mib
-            );
-            for (name, vm) in &placed {
-                let avoid = &vm.spec.as_ref().unwrap().is.avoid;
-                let meets = placed.iter().find(|(other, _)| avoid.contains(*other));
-                assert!(meets.is_none(), "{name} meets {:?} on {host}", meets.map(|(other, _)| other));
-            }
+                .filter(|(_, machine)| is_here(machine))
+                .map(|(name, machine)| (name, &machine.vm))
+                .collect();
+            fits(host, node.record.capacity_mib, &here);
         }
+        let view = self.view();
         // Of all who see the same, one acts for a VM.
         let mut acts: BTreeMap<String, Vec<&String>> = BTreeMap::new();
         let mut times = Times::default();

@@ -461,6 +461,13 @@ impl World {
         let (todo, leaving) = duties(&view, me, &node.here, &node.times);
         node.times.look_at_leaving(leaving);
         for Duty { vm, version, what } in todo {
+            if let What::Decline { number, boot, misfit } = &what {
+                let state = State::Ended { guest: false, text: misfit.to_string() };
+                let started = Started { number: *number, boot: *boot, primary: String::new(), pid: 0, state };
+                self.nodes.get_mut(me).unwrap().here.insert(vm, started);
+                self.count("sides that found no place");
+                continue;
+            }
             let now = self.machines[&vm].vm.placement.as_ref().map(|placement| placement.version);
             if now != Some(version) {
                 self.count("deeds that were not confirmed");
@@ -495,6 +502,7 @@ impl World {
                 }
                 return;
             }
+            What::Decline { .. } => return,
             What::Kill { pid } => {
                 let machine = self.machines.get_mut(vm).unwrap();
                 if let Some(index) = machine.procs.iter().position(|proc| proc.number as u32 == pid) {
