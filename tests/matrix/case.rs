@@ -15,7 +15,7 @@ use super::fault::{Deed, Fault, Parts};
 use super::model::{Fate, World};
 use super::ping::Pinger;
 use super::site::{HOSTS, Machine, NAMES, guests_port};
-use crate::common::{Random, eventually};
+use crate::common::{PATIENCE, Random, eventually};
 use crate::net::capture::{Capture, Heard};
 use crate::net::crowd::{Crowd, Seen};
 use crate::net::site::SERVER;
@@ -88,6 +88,8 @@ impl std::fmt::Display for Row {
 pub struct Matrix {
     cluster: Cluster,
     random: Random,
+    /// Cases so far.
+    cases: u64,
     /// How long is waited for what must not come: longer than a side takes to suspect the other and to ask the arbiters.
     hold: Duration,
 }
@@ -113,20 +115,18 @@ impl Matrix {
     #[track_caller]
     pub fn new(timeout_ms: u64, seed: u64) -> Matrix {
         let cluster = Cluster::start(timeout_ms);
-        Matrix { cluster, random: Random::new(seed), hold: Duration::from_millis(timeout_ms) * 3 / 2 }
+        Matrix { cluster, random: Random::new(seed), cases: 0, hold: Duration::from_millis(timeout_ms) * 3 / 2 }
     }
 
     /// Waits until everything is whole, and tells who has which part.
     #[track_caller]
     fn whole(&self, what: &str) -> Parts {
-        let mut missing = String::new();
         let begun = Instant::now();
         loop {
             match self.cluster.whole() {
                 Ok(parts) => return parts,
-                Err(why) => missing = why,
+                Err(missing) => assert!(begun.elapsed() < PATIENCE, "{what}: not whole again: {missing}"),
             }
-            assert!(begun.elapsed() < crate::common::PATIENCE, "{what}: not whole again: {missing}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -141,7 +141,8 @@ impl Matrix {
         let capture = Capture::at(&site.switch(), &ports);
         let std::net::IpAddr::V4(guest) = SERVER.ip() else { unreachable!("the guest's address is of IPv4") };
         let pinger = Pinger::start(&client, guest);
-        let crowd = Crowd::gather_thinking(SERVER, &client, &CLIENTS_US, &mut self.random);
+        let crowd = Crowd::gather_thinking(SERVER, &client, &CLIENTS_US, self.cases, &mut self.random);
+        self.cases += 1;
         crowd.goes_on(3);
         crowd.work_for(Duration::from_micros(self.random.below(50_000)));
         let watch = Watch { pinger, crowd };

@@ -217,7 +217,10 @@ impl Drop for Site {
                 if left.is_empty() {
                     break;
                 }
-                left.into_iter().for_each(|process| drop(kill(process, Signal::SIGKILL)));
+                for process in left {
+                    // It may have ended by itself.
+                    let _ = kill(process, Signal::SIGKILL);
+                }
                 std::thread::yield_now();
             }
             // Where the making of the site failed, some are missing.

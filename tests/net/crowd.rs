@@ -82,12 +82,18 @@ impl Crowd {
     pub fn gather(server: SocketAddr, namespace: &str, clients: usize, random: &mut Random) -> Crowd {
         // Some call without a break, some think, and some are silent most of the time.
         let think_us: Vec<u64> = (0..clients).map(|client| [0, 0, 500, 3000, 20_000][client % 5]).collect();
-        Self::gather_thinking(server, namespace, &think_us, random)
+        Self::gather_thinking(server, namespace, &think_us, 0, random)
     }
 
-    /// The same; each client thinks between its calls, for up to so many microseconds.
+    /// The same; each client thinks between its calls, for up to so many microseconds. The keys are those of page `page`, which nobody has had before.
     #[track_caller]
-    pub fn gather_thinking(server: SocketAddr, namespace: &str, think_us: &[u64], random: &mut Random) -> Crowd {
+    pub fn gather_thinking(
+        server: SocketAddr,
+        namespace: &str,
+        think_us: &[u64],
+        page: u64,
+        random: &mut Random,
+    ) -> Crowd {
         let clients = think_us.len();
         let auditor = eventually("the server answers", || {
             let mut connection = Connection::open(server, namespace).ok()?;
@@ -98,7 +104,7 @@ impl Crowd {
             given_up: AtomicBool::new(false),
             answers: (0..clients).map(|_| AtomicU64::new(0)).collect(),
             troubles: Mutex::default(),
-            page: AtomicU64::new(0),
+            page: AtomicU64::new(page),
         });
         let mut crowd = Crowd {
             threads: Mutex::default(),
