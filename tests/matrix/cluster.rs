@@ -149,11 +149,17 @@ impl Cluster {
         status(console, Some(&self.site.namespace(Machine::Host(host))))
     }
 
-    /// The host that runs the VM, of those whose processes go on, and what it says.
+    /// The host that runs the VM, of those whose processes go on, and what it says. (One that has lost may not know it yet, and speaks of an older generation;
+    /// two never speak of one.)
+    #[track_caller]
     pub fn live(&self, asleep: impl Fn(usize) -> bool) -> Option<(usize, Status)> {
         let all = (0..HOSTS).filter(|host| !asleep(*host)).filter_map(|host| Some((host, self.status(host)?)));
-        all.filter(|(_, status)| matches!(status.role, Role::Primary | Role::Unprotected))
-            .max_by_key(|(_, status)| status.generation)
+        let mut live: Vec<(usize, Status)> =
+            all.filter(|(_, status)| matches!(status.role, Role::Primary | Role::Unprotected)).collect();
+        live.sort_by_key(|(_, status)| std::cmp::Reverse(status.generation));
+        let both = live.windows(2).any(|pair| pair[0].1.generation == pair[1].1.generation);
+        assert!(!both, "two run it in one generation: {live:?}");
+        live.into_iter().next()
     }
 
     /// What an arbiter says it is: `leader`, `follower`; `None` where it does not serve.
