@@ -22,7 +22,11 @@ const SOME: usize = 4;
 fn one_after_the_other() -> Vec<Case> {
     let hosts = [Part::Primary, Part::Backup].map(Fault::Kill).into_iter();
     let first: Vec<Fault> = hosts
-        .chain([Fault::Freeze(Part::Primary), Fault::Cut(Net::Channel, Part::Primary), Fault::Cut(Net::Guests, Part::Primary)])
+        .chain([
+            Fault::Freeze(Part::Primary),
+            Fault::Cut(Net::Channel, Part::Primary),
+            Fault::Cut(Net::Guests, Part::Primary),
+        ])
         .chain([Fault::KillArbiter(Seat::Leader)])
         .collect();
     let second = [

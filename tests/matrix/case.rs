@@ -268,7 +268,11 @@ impl Matrix {
                 watch.crowd.work_for(self.hold);
                 let (live, status) = self.live(world).unwrap_or_else(|| panic!("{}", say("nobody runs it")));
                 assert_eq!(status.state, "protected", "{}", say("a healthy pair"));
-                assert!(fate == Fate::Undecided || (live, status.generation) == (primary, generation), "{}", say("moved"));
+                assert!(
+                    fate == Fate::Undecided || (live, status.generation) == (primary, generation),
+                    "{}",
+                    say("moved")
+                );
                 let reached = world.is_reached(live);
                 if reached {
                     self.is_served(watch, &say("clients are served"));
@@ -353,20 +357,43 @@ impl Matrix {
         let mut spoke: Vec<usize> = heard.iter().map(|heard| heard.side).collect();
         spoke.dedup();
         let winners = &self.cluster.winners()[won_before..];
-        // Whoever follows the register sees what it holds, and where it changed twice at once, not what it held in between: `None`.
-        let mut won: Vec<Option<usize>> = Vec::new();
-        for (index, (generation, host)) in winners.iter().enumerate() {
-            let before = index.checked_sub(1).map_or(generation - 1, |before| winners[before].0);
-            won.extend((before + 1..*generation).map(|_| None));
-            won.push(Some(*host));
-        }
-        let mut left = won.iter();
-        let in_order = spoke.iter().all(|host| left.any(|winner| winner.is_none_or(|winner| winner == *host)));
         let turns: Vec<String> = heard
             .windows(2)
             .filter(|pair| pair[0].side != pair[1].side)
             .map(|pair| format!("{} after {:?}", NAMES[pair[1].side], pair[1].at - heard[0].at))
             .collect();
-        assert!(in_order, "the guest was heard from {spoke:?} ({turns:?}), and these won: {winners:?}");
+        assert!(
+            in_their_turn(&spoke, winners),
+            "the guest was heard from {spoke:?} ({turns:?}), and these won: {winners:?}"
+        );
+    }
+}
+
+/// Whether these hosts are among the winners of these generations, in this order. Whoever follows the register sees what it holds, and where it changed twice at
+/// once, not what it held in between: that may have been anybody.
+fn in_their_turn(spoke: &[usize], winners: &[(u64, usize)]) -> bool {
+    let mut won: Vec<Option<usize>> = Vec::new();
+    for (index, (generation, host)) in winners.iter().enumerate() {
+        let before = index.checked_sub(1).map_or(generation - 1, |before| winners[before].0);
+        won.extend((before + 1..*generation).map(|_| None));
+        won.push(Some(*host));
+    }
+    let mut left = won.iter();
+    spoke.iter().all(|host| left.any(|winner| winner.is_none_or(|winner| winner == *host)))
+}
+
+#[test]
+fn who_speaks_out_of_turn_is_found_out() {
+    assert!(in_their_turn(&[0], &[(1, 0)]) && in_their_turn(&[], &[(1, 0)]));
+    assert!(in_their_turn(&[0, 1], &[(1, 0), (2, 1)]) && in_their_turn(&[0, 2], &[(1, 0), (2, 1), (3, 2)]));
+    assert!(in_their_turn(&[0, 1, 2], &[(1, 0), (3, 2)]), "generation 2 was not seen");
+    // Woken up; without having won; before it has won; two that take turns.
+    for (spoke, winners) in [
+        (&[0, 1, 0][..], &[(1, 0), (2, 1)][..]),
+        (&[0, 1], &[(1, 0)]),
+        (&[1, 0], &[(1, 0), (2, 1)]),
+        (&[0, 1, 0, 1], &[(1, 0), (2, 1), (3, 1)]),
+    ] {
+        assert!(!in_their_turn(spoke, winners), "{spoke:?} {winners:?}");
     }
 }

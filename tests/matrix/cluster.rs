@@ -68,14 +68,8 @@ impl Cluster {
             watch_the_register(&following, &winners);
             (following, winners)
         });
-        let mut cluster = Cluster {
-            arbiters: Default::default(),
-            agents: Default::default(),
-            following,
-            winners,
-            directory,
-            site,
-        };
+        let mut cluster =
+            Cluster { arbiters: Default::default(), agents: Default::default(), following, winners, directory, site };
         for arbiter in 0..ARBITERS {
             cluster.start_arbiter(arbiter);
         }
