@@ -1,6 +1,7 @@
 //! What an arbiter costs: the time of a claim and of a read, one after the other.
 //!
 //! `cargo run --release --example arbiter_cost -- URI [CLAIMS]` writes the register of a VM of its own, whose name it prints.
+#![allow(clippy::disallowed_methods, reason = "it measures time")]
 
 use std::time::{Duration, Instant};
 

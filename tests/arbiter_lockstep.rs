@@ -2,6 +2,8 @@
 
 mod arbiters;
 mod common;
+#[path = "arbiters/quorum.rs"]
+mod quorum;
 
 #[path = "arbiters/zookeeper.rs"]
 mod zookeeper;

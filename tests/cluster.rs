@@ -17,7 +17,7 @@ use lockstep::arbiter::zookeeper::Sessions;
 use lockstep::cluster::paths::Paths;
 use lockstep::cluster::process::Process;
 use lockstep::cluster::publish::Publication;
-use lockstep::cluster::records::{Host, Record, Side, VERSION};
+use lockstep::cluster::records::{Document, Host, Side, VERSION};
 use lockstep::console::status::Role;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -68,7 +68,7 @@ impl Ensemble {
     }
 
     /// A record.
-    fn record<R: Record>(&self, path: &str) -> Option<R> {
+    fn record<R: Document>(&self, path: &str) -> Option<R> {
         let (bytes, _) = self.runtime.block_on(self.client.get_data(path)).ok()?;
         R::from_bytes(&bytes).ok()
     }

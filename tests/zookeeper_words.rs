@@ -144,6 +144,8 @@ impl Server<'_> {
         assert_eq!(self.says("RUOK"), "");
         assert_eq!(self.says("nope"), "");
         if self.kind == Kind::Lockstep {
+            // Words that ours do not know are none.
+            ["wchs", "srst", "cons", "dump"].iter().for_each(|word| assert_eq!(self.says(word), "", "{word}"));
             return;
         }
         assert_eq!(shape(&self.says("wchs")), "# connections watching # paths\nTotal watches:#\n");

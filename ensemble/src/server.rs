@@ -46,7 +46,7 @@ impl Storage {
         let failed = |source| StartError::Directory { path: directory.into(), source };
         std::fs::create_dir_all(directory).map_err(failed)?;
         let path = directory.join(LOG_FILE);
-        let log = Database::create(&path).map_err(|source| StartError::Database { path, source })?;
+        let log = Database::create(&path).map_err(|source| StartError::Database { path, source: source.into() })?;
         Ok(Storage { log, snapshots: SnapshotStore::Directory(directory.into()), threaded: true })
     }
 
@@ -69,13 +69,13 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// Its database.
-    #[error("cannot open the log {}{}", path.display(), if matches!(source, redb::DatabaseError::DatabaseAlreadyOpen) { ": another member runs in this directory" } else { "" })]
+    #[error("cannot open the log {}{}", path.display(), if matches!(**source, redb::DatabaseError::DatabaseAlreadyOpen) { ": another member runs in this directory" } else { "" })]
     Database {
         /// The database.
         path: PathBuf,
         /// Why.
         #[source]
-        source: redb::DatabaseError,
+        source: Box<redb::DatabaseError>,
     },
     /// What stands in the database.
     #[error("cannot read the log")]
@@ -96,7 +96,7 @@ pub enum StartError {
     },
     /// The consensus.
     #[error("cannot start the consensus")]
-    Raft(#[from] openraft::error::Fatal<crate::member::MemberId>),
+    Raft(#[source] Box<openraft::error::Fatal<crate::member::MemberId>>),
     /// The settings.
     #[error(transparent)]
     Settings(#[from] crate::settings::SettingsError),
@@ -168,7 +168,8 @@ impl<N: Net> Member<N> {
             log.clone(),
             Machine::new(replica.clone(), storage.snapshots),
         )
-        .await?;
+        .await
+        .map_err(|error| StartError::Raft(error.into()))?;
         let (proposals, groups) = mpsc::channel(propose::QUEUE);
         let core = Arc::new(Core {
             me,

@@ -82,13 +82,16 @@ impl Settings {
     }
 }
 
+/// Fills with random bytes.
+pub type Random = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
+
 /// What a member has of the outside world beside network and disk.
 #[derive(Clone)]
 pub struct World {
     /// Milliseconds since 1970. The times of nodes are made of it, and nothing else.
     pub wall_ms: Arc<dyn Fn() -> i64 + Send + Sync>,
     /// Fills with random bytes that nobody can guess.
-    pub random: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+    pub random: Random,
 }
 
 impl World {

@@ -24,6 +24,10 @@ use crate::console::status::{Role, Status, duration};
 pub const SIDE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Which cluster.
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "it is the text of `--help`, where brackets mean what may be left out"
+)]
 #[derive(Clone, Debug, clap::Args)]
 pub struct ClusterArgs {
     /// The ensemble that is the arbiter of its VMs: zk://[USER:PASSWORD@]HOST[:2181],HOST,HOST[/PATH]

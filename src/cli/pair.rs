@@ -32,6 +32,10 @@ use crate::replication::{Identity, Settings, StopReason};
 const HISTORY_BYTES: usize = 4 << 20;
 
 /// What both sides of a pair take.
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "it is the text of `--help`, where brackets mean what may be left out"
+)]
 #[derive(Clone, Debug, clap::Args)]
 pub struct PairArgs {
     /// Who decides which side may go on alone; the same for both: DIR, zk://HOST,… or etcd://HOST,…

@@ -23,7 +23,7 @@
 //! | [`tree`] | the nodes, read once |
 //! | [`view`] | all of it, put together |
 //! | [`follow`] | the view as it changes |
-//! | [`write`] | what agents and people agree on, written |
+//! | [`mod@write`] | what agents and people agree on, written |
 //! | [`figures`] | what the sides say of themselves when they are asked |
 #![allow(clippy::disallowed_methods, reason = "this is the outside world")]
 

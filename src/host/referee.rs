@@ -2,7 +2,7 @@
 //! counts as unreachable. A call that hangs on dead storage keeps its thread; no second one is started meanwhile.
 //!
 //! Another thread *probes*: it reads the register now and then, so that whoever looks at the status of a healthy pair sees in time that nobody could take over now. The
-//! two share nothing but what is known of the arbiter's [health](Health). A probe that hangs keeps no question waiting, and no answer of a probe decides anything.
+//! two share nothing but what is known of the arbiter's health. A probe that hangs keeps no question waiting, and no answer of a probe decides anything.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -142,7 +142,8 @@ impl Client {
         client.out.clear();
         let answer = client.read_frame().await?;
         let mut reader = Reader::new(&answer);
-        (reader.int()?, reader.int()?);
+        reader.int()?;
+        reader.int()?;
         if reader.long()? == 0 { Err(LoadError::Session) } else { Ok(client) }
     }
 

@@ -3,10 +3,11 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::arbiters::{self, Place, Uri, VM, claim, generation, goes_on};
-use crate::common::eventually;
+use crate::arbiters::{self, Place, VM, claim};
+use crate::common::members::Member;
 use crate::common::valve::Valve;
 use crate::common::zookeeper::{Kind, ZooKeeper};
+use crate::quorum::Quorum;
 use lockstep::arbiter::{ArbiterError, Verdict};
 use zookeeper_client as zk;
 
@@ -16,6 +17,8 @@ static TURN: Mutex<()> = Mutex::new(());
 /// An ensemble of its own.
 pub struct Ensemble {
     servers: ZooKeeper,
+    /// Where its registers are.
+    root: String,
     runtime: tokio::runtime::Handle,
     client: zk::Client,
     _turn: MutexGuard<'static, ()>,
@@ -41,28 +44,28 @@ impl Ensemble {
     fn with(servers: ZooKeeper, turn: MutexGuard<'static, ()>) -> Self {
         let runtime = crate::common::zookeeper::background();
         let client = runtime.block_on(zk::Client::connect(&servers.addresses())).unwrap();
-        Ensemble { servers, runtime, client, _turn: turn }
+        Ensemble { servers, root: ROOT.into(), runtime, client, _turn: turn }
     }
 
     /// Written out here once more: this is where users look.
-    fn path(vm: &str) -> String {
+    fn path(&self, vm: &str) -> String {
         let name = match vm {
             "a vm, 100 %" => "a%20vm,%20100%20%25",
             plain => plain,
         };
-        format!("{ROOT}/vms/{name}/generation")
+        format!("{}/vms/{name}/generation", self.root)
     }
 }
 
 impl Place for Ensemble {
     fn uri(&self) -> String {
-        self.servers.uri(ROOT)
+        self.servers.uri(&self.root)
     }
 
     fn raw(&self, vm: &str) -> Option<Vec<u8>> {
         self.runtime.block_on(async {
-            self.client.sync(&Self::path(vm)).await.unwrap();
-            match self.client.get_data(&Self::path(vm)).await {
+            self.client.sync(&self.path(vm)).await.unwrap();
+            match self.client.get_data(&self.path(vm)).await {
                 Ok((bytes, _)) => Some(bytes),
                 Err(zk::Error::NoNode) => None,
                 Err(error) => panic!("{error}"),
@@ -71,108 +74,37 @@ impl Place for Ensemble {
     }
 
     fn put_raw(&self, vm: &str, bytes: &[u8]) {
-        self.runtime.block_on(self.client.set_data(&Self::path(vm), bytes, None)).unwrap();
+        self.runtime.block_on(self.client.set_data(&self.path(vm), bytes, None)).unwrap();
     }
 }
 
-/// The promise is an answer to each claim, and that within the time after which the protocol would take it for none.
-pub fn one_dead_or_silent_follower_keeps_no_answer_away(kind: Kind) {
-    let mut ensemble = Ensemble::of(kind, 3);
-    let mut first = 1;
-    for silent in [true, false] {
-        let follower = ensemble.servers.follower();
-        let arbiter = ensemble.open();
-        let place = Uri(ensemble.servers.uri_beginning_with(follower, ROOT));
-        let servers = &mut ensemble.servers;
-        let (contended, ()) = arbiters::contend_while(&place, first, || {
-            let at = generation(arbiter.as_ref());
-            goes_on(arbiter.as_ref(), at + 5);
-            if silent {
-                servers.member(follower).stop()
-            } else {
-                servers.member(follower).kill()
-            }
-            goes_on(arbiter.as_ref(), at + 25);
-            if silent {
-                servers.member(follower).go_on()
-            } else {
-                servers.member(follower).restart()
-            }
-            goes_on(arbiter.as_ref(), at + 40);
-        });
-        println!("{} generations, longest answer {:?}", contended.won.len(), contended.longest);
-        assert_eq!(contended.in_vain, 0, "a claim got no answer");
-        first = generation(arbiter.as_ref()) + 1;
-        ensemble.servers.serves();
+impl Quorum for Ensemble {
+    fn move_to(&mut self, root: String) {
+        self.root = root;
     }
-}
 
-/// Another leader is found, and then every claim is answered.
-pub fn a_dead_or_silent_leader_costs_an_election(kind: Kind) {
-    let mut ensemble = Ensemble::of(kind, 3);
-    let mut first = 1;
-    for silent in [true, false] {
-        let leader = ensemble.servers.leader();
-        let arbiter = ensemble.open();
-        let place = Uri(ensemble.servers.uri_beginning_with(leader, ROOT));
-        let servers = &mut ensemble.servers;
-        let (contended, ()) = arbiters::contend_while(&place, first, || {
-            let at = generation(arbiter.as_ref());
-            goes_on(arbiter.as_ref(), at + 5);
-            if silent {
-                servers.member(leader).stop()
-            } else {
-                servers.member(leader).kill()
-            }
-            goes_on(arbiter.as_ref(), at + 25);
-            if silent {
-                servers.member(leader).go_on()
-            } else {
-                servers.member(leader).restart()
-            }
-            goes_on(arbiter.as_ref(), at + 40);
-        });
-        println!(
-            "{} generations, longest answer {:?}, {} claims without one",
-            contended.won.len(),
-            contended.longest,
-            contended.in_vain,
-        );
-        first = generation(arbiter.as_ref()) + 1;
-        ensemble.servers.serves();
+    fn leader(&self) -> usize {
+        self.servers.leader()
     }
-}
 
-pub fn without_a_majority_there_is_no_answer_and_nothing_is_won(kind: Kind) {
-    let mut ensemble = Ensemble::of(kind, 3);
-    let arbiter = ensemble.open();
-    assert_eq!(arbiter.compare_and_set(VM, None, &claim(1, 1)).unwrap(), Verdict::Won);
-    for silent in [false, true] {
-        let held = generation(arbiter.as_ref());
-        let down = [ensemble.servers.leader(), ensemble.servers.follower()];
-        for member in down {
-            if silent { ensemble.servers.member(member).stop() } else { ensemble.servers.member(member).kill() }
-        }
-        // Two claims on one generation, asked for again and again: nobody hears that it has won or lost.
-        for host in [7, 8, 7, 8] {
-            let error =
-                arbiter.compare_and_set(VM, Some(held), &claim(held + 1, host)).expect_err("a verdict of a minority");
-            assert!(arbiters::is_no_answer(&error), "{error}");
-            let text = error.to_string();
-            assert!((0..3).all(|server| text.contains(&ensemble.servers.address(server))), "{text}");
-        }
-        let error = arbiter.read(VM).expect_err("the word of a minority");
-        assert!(arbiters::is_no_answer(&error), "{error}");
-        for member in down {
-            if silent { ensemble.servers.member(member).go_on() } else { ensemble.servers.member(member).restart() }
-        }
-        ensemble.servers.serves();
-        // Of the two that asked, exactly one wins, now or by what it asked then.
-        let mut in_vain = 0;
-        let verdicts =
-            [7, 8].map(|host| arbiters::claimed(arbiter.as_ref(), Some(held), &claim(held + 1, host), &mut in_vain));
-        assert_eq!(verdicts.iter().filter(|verdict| **verdict == Verdict::Won).count(), 1, "{verdicts:?}");
-        assert_eq!(ensemble.open().read(VM).unwrap().unwrap().generation, held + 1);
+    fn follower(&self) -> usize {
+        self.servers.follower()
+    }
+
+    fn address(&self, index: usize) -> String {
+        self.servers.address(index)
+    }
+
+    fn member(&mut self, index: usize) -> &mut Member {
+        self.servers.member(index)
+    }
+
+    fn uri_beginning_with(&self, first: usize) -> String {
+        self.servers.uri_beginning_with(first, &self.root)
+    }
+
+    fn serves(&mut self) {
+        self.servers.serves();
     }
 }
 
@@ -195,7 +127,7 @@ pub fn a_server_that_lags_behind_misleads_nobody() {
         valves.iter().for_each(|valve| valve.shut(true));
         won(known + 1, 2);
         won(known + 2, 1);
-        let (old, _) = ensemble.runtime.block_on(straggler.get_data(&Ensemble::path(VM))).unwrap();
+        let (old, _) = ensemble.runtime.block_on(straggler.get_data(&ensemble.path(VM))).unwrap();
         let old = String::from_utf8(old).unwrap();
         assert!(old.contains(&format!("generation {known}\n")), "it does not lag: {old}");
         let newest = claim(known + 2, 1);
@@ -243,75 +175,32 @@ pub fn whoever_lacks_the_password_is_told_so_and_changes_nothing(kind: Kind) {
     }
 }
 
-pub fn servers_that_are_not_there_are_named_and_found_when_they_come(kind: Kind) {
-    let mut ensemble = Ensemble::of(kind, 1);
-    ensemble.servers.member(0).kill();
-    let arbiter = ensemble.open();
-    let error = arbiter.read(VM).expect_err("nobody is there");
-    let (address, text) = (ensemble.servers.address(0), error.to_string());
-    assert!(text.contains(&format!("{address}: Connection refused")), "{text}");
-    assert_eq!(arbiter.location(), format!("zk://{address}{ROOT}"));
-    ensemble.servers.member(0).restart();
-    let found = eventually("the arbiter is found", || arbiter.read(VM).ok());
-    assert_eq!(found, None);
-}
-
 /// Holds a kind of servers to all promises.
 macro_rules! promises {
     ($kind:expr) => {
+        #[test]
+        fn registers_are_what_an_arbiter_promises() {
+            quorum::registers_are_what_an_arbiter_promises(Ensemble::of($kind, 3));
+        }
+
         #[test]
         fn a_contender_claims_generation_after_generation() {
             arbiters::contender_process();
         }
 
         #[test]
-        fn one_thread_wins_each_generation() {
-            arbiters::one_thread_wins_each_generation(&Ensemble::of($kind, 3));
-        }
-
-        #[test]
-        fn one_process_wins_each_generation() {
-            arbiters::one_process_wins_each_generation(&Ensemble::of($kind, 3));
-        }
-
-        #[test]
-        fn a_claimant_killed_at_any_moment_leaves_a_register_that_works() {
-            arbiters::a_claimant_killed_at_any_moment_leaves_a_register_that_works(&Ensemble::of($kind, 3), 12);
-        }
-
-        #[test]
-        fn the_same_claim_again_has_won_and_another_has_lost() {
-            arbiters::the_same_claim_again_has_won_and_another_has_lost(&Ensemble::of($kind, 3));
-        }
-
-        #[test]
-        fn a_generation_won_for_two_is_told_from_one_won_alone() {
-            arbiters::a_generation_won_for_two_is_told_from_one_won_alone(&Ensemble::of($kind, 3));
-        }
-
-        #[test]
-        fn a_damaged_register_is_a_named_error_and_stays_as_it_is() {
-            arbiters::a_damaged_register_is_a_named_error_and_stays_as_it_is(&Ensemble::of($kind, 3), 7);
-        }
-
-        #[test]
-        fn names_are_kept_apart_and_those_that_are_none_are_errors() {
-            arbiters::names_are_kept_apart_and_those_that_are_none_are_errors(&Ensemble::of($kind, 3));
-        }
-
-        #[test]
         fn one_dead_or_silent_follower_keeps_no_answer_away() {
-            zookeeper::one_dead_or_silent_follower_keeps_no_answer_away($kind);
+            quorum::one_dead_or_silent_follower_keeps_no_answer_away(Ensemble::of($kind, 3));
         }
 
         #[test]
         fn a_dead_or_silent_leader_costs_an_election() {
-            zookeeper::a_dead_or_silent_leader_costs_an_election($kind);
+            quorum::a_dead_or_silent_leader_costs_an_election(Ensemble::of($kind, 3));
         }
 
         #[test]
         fn without_a_majority_there_is_no_answer_and_nothing_is_won() {
-            zookeeper::without_a_majority_there_is_no_answer_and_nothing_is_won($kind);
+            quorum::without_a_majority_there_is_no_answer_and_nothing_is_won(Ensemble::of($kind, 3));
         }
 
         #[test]
@@ -321,7 +210,7 @@ macro_rules! promises {
 
         #[test]
         fn servers_that_are_not_there_are_named_and_found_when_they_come() {
-            zookeeper::servers_that_are_not_there_are_named_and_found_when_they_come($kind);
+            quorum::servers_that_are_not_there_are_named_and_found_when_they_come(Ensemble::of($kind, 1));
         }
     };
 }

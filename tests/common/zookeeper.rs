@@ -41,7 +41,7 @@ pub struct Settings {
     /// Whether writes are on the disk before they are acknowledged; tests in which nothing loses its power do without.
     pub sync: bool,
     /// Ticks after which a follower that is silent is given up.
-    sync_limit: u64,
+    pub sync_limit: u64,
     /// For tests that run a whole ensemble and many clients on few processors, and are about something else: members wait long for
     /// one another.
     pub patient: bool,

@@ -2,11 +2,12 @@
 """Runs the same random sequences against two servers that speak ZooKeeper's protocol and compares all that comes back. The first
 difference is cut down to the fewest steps that still show it, and printed with the seed that made it.
 
-    differential.py A B [--seed N] [--rounds N | --seconds S] [--steps N] [--without CLASS,…] [--keep FILE]
+    differential.py A B [--seed N] [--rounds N] [--seconds S] [--see THING,…] [--steps N] [--without CLASS,…] [--keep FILE]
     differential.py A B --replay FILE
 
-A and B: HOST:PORT, or several separated by commas for an ensemble, whose members serve one session each. Ends with 0 if nothing
-differed, with 1 if something did.
+A and B: HOST:PORT, or several separated by commas for an ensemble, whose members serve one session each. It goes on for S seconds
+and until A has shown each THING (as the list at the end names them), however slow the machine is, but not for more than N sequences.
+Ends with 0 if nothing differed, with 1 if something did, with 2 if some THING was not seen.
 """
 
 import argparse
@@ -93,6 +94,10 @@ def addresses(text):
     return [address(part) for part in text.split(",")]
 
 
+def unseen(judge, wanted):
+    return [thing for thing in wanted if not judge.coverage[thing]]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", type=addresses)
@@ -100,6 +105,7 @@ def main():
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000_007)
     parser.add_argument("--rounds", type=int, default=1_000_000_000)
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--see", default="", help="what has to be seen: EVENT or REQUEST: ERROR, separated by commas")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--without", default="", help="classes of peculiar behaviour: " + ", ".join(PECULIAR))
     parser.add_argument("--cut-seconds", type=float, default=60, help="how long to look for a shorter sequence")
@@ -119,11 +125,12 @@ def main():
             show(steps, difference)
         print("they differ" if difference else "no difference")
         return 1 if difference else 0
+    wanted = [thing for thing in arguments.see.split(",") if thing]
     sessions = max(3, len(arguments.a), len(arguments.b))
     end = time.monotonic() + arguments.seconds
     steps_run = 0
     for seed in range(arguments.seed, arguments.seed + arguments.rounds):
-        if time.monotonic() > end:
+        if time.monotonic() > end and not unseen(judge, wanted):
             break
         steps = Maker(seed, sessions, arguments.steps, without).steps()
         steps_run += len(steps)
@@ -146,6 +153,9 @@ def main():
     print(f"{judge.runs} sequences, {steps_run} steps, {sum(judge.coverage.values())} things seen, no difference (seeds from {arguments.seed})")
     for name, count in sorted(judge.coverage.items()):
         print(f"  {count:7} {name}")
+    if missing := unseen(judge, wanted):
+        print("an agreement that says little, none of these was seen: " + ", ".join(missing))
+        return 2
     return 0
 
 

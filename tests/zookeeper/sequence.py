@@ -84,7 +84,7 @@ class Maker:
         ]
         bad = [
             [], None, [[31, "world", "someone"]], [[31, "digest", "x"]], [[31, "digest", "a:b:c"]], [[31, "ip", "1.2.3"]],
-            [[31, "ip", "1.2.3.4/33"]], [[31, "none", "x"]], [[31, "super", ""]], [[31, "x509", "x"]], [[31, None, "x"]],
+            [[31, "ip", "1.2.3.4/33"]], [[31, "none", "x"]], [[31, "super", ""]], [[31, "x509", "x"]], [[31, "sasl", "x"]], [[31, None, "x"]],
         ]
         if harmless or self.random.random() < 0.6:
             return [anyone]
@@ -225,7 +225,9 @@ class Maker:
         if roll < 0.35:
             return ["auth", "digest", self.random.choice(USERS)]
         if roll < 0.42:
-            return self.random.choice([["auth", "digest", None], ["auth", "ip", "x"], ["auth", "none", "x"], ["auth", None, "x"], ["auth", "world", "anyone"]])
+            return ["auth", *self.random.choice([
+                ("digest", None), ("ip", "x"), ("none", "x"), (None, "x"), ("world", "anyone"), ("sasl", "x"), ("x509", "x"), ("super", "x"),
+            ])]
         if roll < 0.50:
             return ["raw", self.random.choice(UNKNOWN), ""]
         if roll < 0.75:

@@ -1,6 +1,7 @@
 """Servers of a kind for programs that start them themselves: what to run, where they listen, how they are set. (The tests in Rust have
 `tests/common/zookeeper.rs`.)"""
 
+import ctypes
 import os
 import signal
 import socket
@@ -19,6 +20,15 @@ def free_ports(count):
     for listener in held:
         listener.close()
     return ports
+
+
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent():
+    """Run in a server's process before it is a server: that it is killed when whoever has started it is no more, for whatever reason."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Server:
@@ -42,7 +52,9 @@ class Server:
         if self.running:
             return
         with open(self.output, "ab") as output:
-            self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                self.argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=end_with_parent
+            )
 
     def stop(self):
         if not self.running:

@@ -48,6 +48,9 @@ EVENT_NAMES = {
 # How long a session waits in silence before it pings, seconds.
 PING_EVERY = 0.5
 
+# How long something is waited for that has to come, seconds.
+PATIENCE = 30.0
+
 READ, WRITE, CREATE_PERM, DELETE_PERM, ADMIN = 1, 2, 4, 8, 16
 ALL = 31
 OPEN_ACL = [(ALL, "world", "anyone")]
@@ -354,7 +357,7 @@ class Session:
     """A session on one connection, with requests one after the other or pipelined. Watch events are kept in arrival order
     together with the replies, so that their order can be judged."""
 
-    def __init__(self, address, timeout_ms=10_000, session=0, password=b"\0" * 16, last_zxid=0, read_only=False, patience=30.0):
+    def __init__(self, address, timeout_ms=10_000, session=0, password=b"\0" * 16, last_zxid=0, read_only=False, patience=PATIENCE):
         self.connection = Connection(address, patience)
         self.xid = 0
         self.kinds = {}

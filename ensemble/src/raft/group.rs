@@ -182,7 +182,7 @@ fn other_leader<N>(core: &Core<N>) -> Option<ChangeError> {
         let leader = group.leader?;
         group.members.into_iter().find(|(id, _)| *id == leader)
     });
-    Some(ChangeError::NotLeader(leader.map(|(id, address)| (id, address))))
+    Some(ChangeError::NotLeader(leader))
 }
 
 fn failed(error: impl std::fmt::Display) -> ChangeError {

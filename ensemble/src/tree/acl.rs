@@ -76,7 +76,8 @@ impl<'a> Ids<'a> {
         let bytes = reader.buffer()?.unwrap_or_default();
         let mut inside = Reader::new(bytes);
         while !inside.rest().is_empty() {
-            (inside.text()?, inside.text()?);
+            inside.text()?;
+            inside.text()?;
         }
         Ok(Ids(bytes))
     }

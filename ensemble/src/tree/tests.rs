@@ -116,14 +116,14 @@ fn proposals_count_once_and_in_order() {
     tree.apply_batch(1, &batch(1, 1, &[open(), create.clone()]), &mut seen);
     // Said again as a whole, in part, and with one that was lost on the way: nothing happens.
     tree.apply_batch(1, &batch(1, 1, &[open(), create.clone()]), &mut seen);
-    tree.apply_batch(1, &batch(1, 2, &[create.clone()]), &mut seen);
-    tree.apply_batch(1, &batch(1, 4, &[create.clone()]), &mut seen);
+    tree.apply_batch(1, &batch(1, 2, std::slice::from_ref(&create)), &mut seen);
+    tree.apply_batch(1, &batch(1, 4, std::slice::from_ref(&create)), &mut seen);
     assert_eq!(tree.node("/").unwrap().children.len(), 2);
     tree.apply_batch(1, &batch(1, 2, &[create.clone(), create.clone()]), &mut seen);
     assert_eq!(tree.node("/").unwrap().children.len(), 3);
     // A new start counts anew, and what an older one still has on the way is over.
-    tree.apply_batch(1, &batch(2, 1, &[create.clone()]), &mut seen);
-    tree.apply_batch(1, &batch(1, 4, &[create.clone()]), &mut seen);
+    tree.apply_batch(1, &batch(2, 1, std::slice::from_ref(&create)), &mut seen);
+    tree.apply_batch(1, &batch(1, 4, std::slice::from_ref(&create)), &mut seen);
     assert_eq!(tree.node("/").unwrap().children.len(), 4);
     assert_eq!(seen.applied.iter().map(|(number, ..)| *number).collect::<Vec<_>>(), [1, 2, 3, 1]);
 }

@@ -306,7 +306,10 @@ pub fn read(kind: i32, body: &[u8]) -> Result<Request<'_>, JuteError> {
         }
         op::SASL => return reader.buffer().map(|_| Request::Sasl),
         op::RECONFIG => {
-            (reader.string()?, reader.string()?, reader.string()?, reader.long()?);
+            for _ in 0..3 {
+                reader.string()?;
+            }
+            reader.long()?;
             return Ok(Request::Reconfig);
         }
         op::CLOSE_SESSION

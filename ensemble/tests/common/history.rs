@@ -225,7 +225,10 @@ impl Order {
 mod tests {
     use super::*;
 
-    fn history(calls: &[(usize, Asked, u64, Option<(u64, Told)>)]) -> Result<(), String> {
+    /// Client, what it asked and when, and when it was told what.
+    type Line = (usize, Asked, u64, Option<(u64, Told)>);
+
+    fn history(calls: &[Line]) -> Result<(), String> {
         let history = History::default();
         let made = calls.iter().map(|(client, asked, from, told)| Call {
             client: *client,

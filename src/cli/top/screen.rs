@@ -237,7 +237,7 @@ pub(super) mod tests {
         };
         let vm = |generation, sides: &[Side]| {
             let register = Claim { generation, host: 1, host_name: "alpha".into(), shared_with: None };
-            Vm { register: Some(register), sides: sides.to_vec() }
+            Vm { register: Some(register), sides: sides.to_vec(), ..Vm::default() }
         };
         let primary = |port| side("alpha", Role::Primary, "protected", 1, port);
         let backup = |port| side("beta", Role::Backup, "following", 1, port);
