@@ -2,29 +2,36 @@
 //! on two hosts, no host has more than it can hold nor VMs that avoid each other, nobody is chosen that was just lost or is of another kind, one agent acts for a VM, nothing is
 //! booted anew that anybody still has. And whatever has happened: once the hosts are back, everything is protected again, and then nothing happens any more.
 //!
-//! The agents' real decisions, in a cluster of the mind (`agents/world.rs`). `LOCKSTEP_SEED=n` shows one run, `LOCKSTEP_ROUNDS=n` makes more of them.
+//! The agents' real decisions, in a cluster of the mind (`mind/world.rs`). `LOCKSTEP_SEED=n` shows one run, `LOCKSTEP_ROUNDS=n` makes more of them.
 #![allow(clippy::disallowed_methods, reason = "tests watch the world's time; nothing of the machine depends on it")]
 
-mod agents;
 mod common;
+mod mind;
 
 use std::collections::BTreeMap;
 
-use agents::world::{Mistake, World};
 use common::{Random, count_from, seed};
 use lockstep::cluster::records::Host;
 use lockstep::cluster::spec::{Guest, Spec};
+use mind::world::{Mistake, World};
 
 /// Rounds of trouble.
 const TROUBLE: u64 = 300;
 /// Rounds within which everything has to be as it should be when the trouble is over. A host that has failed five times is tried again after 48 s.
 const PEACE: u64 = 1500;
+/// For so many rounds it has to stay so, and nothing to happen.
+const QUIET: u64 = 150;
+/// The most that agents may do for each VM until then, on average: placements written, sides started, sent away, switched.
+const CALM: u64 = 30;
 
 fn world(random: &mut Random, mistake: Mistake) -> World {
     let count = 3 + random.below(4);
     // So that everything that is asked for can be had, with one host missing: hosts that do not fit come on top of these.
     let vms = 1 + random.below(4);
-    let memory = |random: &mut Random| 32 * (1 + random.below(3));
+    // Half of the clusters are tight: every host holds two sides, and whoever chooses is not the only one that wants the place.
+    let tight = random.below(2) == 0;
+    let (count, vms) = if tight { (6, 4) } else { (count, vms) };
+    let memory = |random: &mut Random| if tight { 64 } else { 32 * (1 + random.below(3)) };
     let mut specs = Vec::new();
     for vm in 0..vms {
         let spec = Spec {
@@ -37,7 +44,7 @@ fn world(random: &mut Random, mistake: Mistake) -> World {
         specs.push((format!("vm{vm}"), spec));
     }
     // Two VMs that avoid each other need four hosts, and a fifth for when one is missing.
-    if count >= 5 && specs.len() >= 2 && random.below(2) == 0 {
+    if !tight && count >= 5 && specs.len() >= 2 && random.below(2) == 0 {
         specs[0].1.avoid.insert("vm1".into());
     }
     let sum: u64 = specs.iter().map(|(_, spec)| spec.memory_mib).sum();
@@ -45,7 +52,7 @@ fn world(random: &mut Random, mistake: Mistake) -> World {
     let mut hosts: Vec<Host> = (0..count)
         .map(|host| Host {
             name: format!("h{host}"),
-            capacity_mib: sum + random.below(200),
+            capacity_mib: if tight { 128 } else { sum + random.below(200) },
             cpu: "one kind".into(),
             labels: label.clone(),
             ..Host::default()
@@ -56,7 +63,13 @@ fn world(random: &mut Random, mistake: Mistake) -> World {
         hosts.push(Host { name: "a-slow".into(), capacity_mib: 10_000, cpu: "one kind".into(), ..Host::default() });
     }
     if random.below(2) == 0 {
-        let small = Host { name: "a-small".into(), capacity_mib: 100, cpu: "one kind".into(), labels: label.clone(), ..Host::default() };
+        let small = Host {
+            name: "a-small".into(),
+            capacity_mib: 100,
+            cpu: "one kind".into(),
+            labels: label.clone(),
+            ..Host::default()
+        };
         hosts.push(small);
     }
     World::new(&hosts, &specs, mistake)
@@ -66,15 +79,17 @@ fn run(seed: u64, mistake: Mistake) -> World {
     let mut random = Random::new(seed);
     let mut world = world(&mut random, mistake);
     let hosts = world.hosts();
-    let sees = 30 + random.below(70);
+    // Some look seldom, and act on what was so seconds ago.
+    let sees = if random.below(3) == 0 { 4 + random.below(20) } else { 30 + random.below(70) };
     for _ in 0..TROUBLE {
         match random.below(60) {
-            0..3 => world.kill_host(random.pick(&hosts)),
-            3..10 => world.revive(random.pick(&hosts)),
-            10..12 => world.sleep(random.pick(&hosts)),
+            0..3 => world.kill_host(random.pick::<String>(&hosts)),
+            3..10 => world.revive(random.pick::<String>(&hosts)),
+            10..12 => world.sleep(random.pick::<String>(&hosts)),
             12..14 => world.kill_one(&mut random),
             14 => world.wish(&mut random),
             15 => world.boot_what_is_lost(),
+            16..19 => world.sleep_where_one_boots(),
             _ => {}
         }
         world.turn(&mut random, sees);
@@ -82,22 +97,27 @@ fn run(seed: u64, mistake: Mistake) -> World {
     for host in &hosts {
         world.revive(host);
     }
-    let mut settled = 0;
+    let (mut settled, mut deeds) = (0, 0);
+    let before = world.deeds();
     for _ in 0..PEACE {
         world.boot_what_is_lost();
         world.turn(&mut random, 100);
-        settled = if world.is_settled().is_ok() { settled + 1 } else { 0 };
+        let done = world.deeds();
+        let is_quiet = world.is_settled().is_ok() && done == deeds;
+        (settled, deeds) = (if is_quiet { settled + 1 } else { 0 }, done);
+        if settled == QUIET {
+            let calm = (world.deeds() - before) / world.count_of_vms();
+            assert!(calm <= CALM, "seed {seed}: {calm} deeds for each VM, though nothing was amiss any more");
+            return world;
+        }
     }
-    if let Err(wrong) = world.is_settled() {
-        panic!("seed {seed}: {wrong}");
-    }
-    assert!(settled > 100, "seed {seed}: it is settled since {settled} rounds only");
-    world
+    let wrong = world.is_settled().err().unwrap_or_else(|| "something happens all the time".into());
+    panic!("seed {seed}: {wrong}; quiet for {settled} rounds");
 }
 
 #[test]
 fn whatever_happens_everything_is_protected_again() {
-    let (first, runs) = (seed(), count_from("LOCKSTEP_ROUNDS", 300));
+    let (first, runs) = (seed(), count_from("LOCKSTEP_ROUNDS", 30));
     let mut seen: BTreeMap<&'static str, u64> = BTreeMap::new();
     for seed in first..first + runs {
         for (what, count) in run(seed, Mistake::None).seen {
@@ -105,7 +125,9 @@ fn whatever_happens_everything_is_protected_again() {
         }
     }
     println!("{runs} runs of {TROUBLE} rounds of trouble and {PEACE} of peace: {seen:?}");
-    for what in ["take-overs", "switches", "writes that were overtaken", "deeds that were not confirmed", "sides that left"] {
+    // Rare ones are among many runs.
+    let rare: &[&str] = if runs < 300 { &[] } else { &["deeds that were not confirmed"] };
+    for what in ["take-overs", "switches", "writes that were overtaken", "sides that left"].iter().chain(rare) {
         assert!(seen.get(what).is_some_and(|count| *count > 0), "never: {what}");
     }
 }
@@ -116,7 +138,7 @@ fn mistakes_are_found() {
     for mistake in [Mistake::NoReservations, Mistake::NoRegister] {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
-        let found = (0..3000).find(|&seed| std::panic::catch_unwind(|| run(seed, mistake)).is_err());
+        let found = (0..200).find(|&seed| std::panic::catch_unwind(|| run(seed, mistake)).is_err());
         std::panic::set_hook(hook);
         println!("{mistake:?}: found by seed {found:?}");
         assert!(found.is_some(), "{mistake:?} was not found");

@@ -390,7 +390,3 @@ impl<'a> Case<'a> {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "decide_tests.rs"]
-mod tests;

@@ -95,6 +95,23 @@ pub struct Ledger {
     _lock: File,
 }
 
+/// The processes that run now and were started by an agent with this directory, whatever its account says of them: they have it in their environment. (Of other
+/// users' processes, that cannot be seen.)
+pub fn processes_of(directory: &Path) -> io::Result<Vec<u32>> {
+    let Ok(directory) = directory.canonicalize() else { return Ok(Vec::new()) };
+    let wanted = [b"TMPDIR=", directory.as_os_str().as_encoded_bytes()].concat();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // One that has ended meanwhile, or is another user's. (That of a process that only waits to be waited for is empty.)
+        let Ok(environment) = std::fs::read(format!("/proc/{pid}/environ")) else { continue };
+        if environment.split(|byte| *byte == 0).any(|variable| variable == wanted) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 impl Ledger {
     /// Opens the account in a directory, which is made if it is not there. `ended` hears of the VMs whose processes, started here, end.
     pub fn open(directory: &Path, ended: mpsc::UnboundedSender<String>) -> Result<Self, LedgerError> {

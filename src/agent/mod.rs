@@ -21,7 +21,7 @@
 //! | [`times`] | for how long things have been as they are |
 //! | [`ledger`] | the processes that were started here |
 //! | [`plug`] | TAP devices, the uplink |
-//! | [`run`] | the daemon |
+//! | [`run`] | the daemon; in `start`, the command lines of what it starts |
 #![allow(
     clippy::disallowed_methods,
     reason = "the daemon is the outside world; what decides gets its time as a parameter"
@@ -34,6 +34,7 @@ pub mod fit;
 pub mod ledger;
 pub mod plug;
 pub mod run;
+mod start;
 pub mod times;
 
 pub use decide::decide;

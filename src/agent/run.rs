@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::decide::{Act, Place, decide};
 use super::duties::{Duty, What, duties, tell};
-use super::ledger::{Ledger, LedgerError, Order};
+use super::ledger::{Ledger, LedgerError};
 use super::plug;
 use super::times::Times;
 use crate::arbiter::uri::ArbiterUri;
@@ -23,9 +23,9 @@ use crate::backends::clock::boot_clock_ns;
 use crate::cluster::ClusterError;
 use crate::cluster::follow::{Following, Seen, Told};
 use crate::cluster::paths::Paths;
+use crate::cluster::placement::Placement;
 use crate::cluster::publish::Publication;
-use crate::cluster::records::Host;
-use crate::cluster::spec::{Card, Spec};
+use crate::cluster::records::{Host, Side};
 use crate::cluster::view::View;
 use crate::cluster::write::{Placing, Writer, Written};
 use crate::console::control;
@@ -36,6 +36,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// An agent that has not looked around for so long was asleep.
 const ASLEEP_NS: u64 = 1_000_000_000;
+
+/// Within this an agent is told of what it has written; otherwise it asks.
+const SEEN_WITHIN_NS: u64 = 500_000_000;
 
 /// How long a side may take to say whether it leaves.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -111,11 +114,12 @@ pub async fn run(
     Ok(agent.ledger.running())
 }
 
-struct Agent {
-    settings: Settings,
+/// The daemon.
+pub(super) struct Agent {
+    pub(super) settings: Settings,
     sessions: Arc<Sessions>,
     writer: Writer,
-    ledger: Ledger,
+    pub(super) ledger: Ledger,
     following: Following,
     told: watch::Receiver<Told>,
     /// The host's record; published once it is sure that nobody else is this host.
@@ -127,8 +131,8 @@ struct Agent {
     looked_at_ns: u64,
     /// What was read before this is not to be acted upon.
     fresh_from_ns: u64,
-    /// Placements that were written here and are not in the view yet: their versions.
-    written: BTreeMap<String, i32>,
+    /// Placements that were written here and are not in the view yet: their versions, and when they were written.
+    written: BTreeMap<String, (i32, u64)>,
     /// What was asked of sides lately, and when that may be asked again.
     asked: BTreeMap<(String, String), Instant>,
     answered: (mpsc::UnboundedSender<Answered>, mpsc::UnboundedReceiver<Answered>),
@@ -169,7 +173,8 @@ impl Agent {
         }
     }
 
-    fn me(&self) -> &str {
+    /// Its host's name.
+    pub(super) fn me(&self) -> &str {
         &self.settings.host.name
     }
 
@@ -193,13 +198,12 @@ impl Agent {
             let now_ns = boot_clock_ns();
             if now_ns.saturating_sub(std::mem::replace(&mut self.looked_at_ns, now_ns)) > ASLEEP_NS {
                 // What it saw last may be old, and so may what is on its way to it.
-                tracing::info!("this agent was asleep; it reads everything anew");
+                tracing::info!("this agent was asleep, or kept waiting; it reads everything anew");
                 (self.fresh_from_ns, self.times) = (now_ns, Times::default());
                 self.following.renew();
             }
+            // Asleep in the midst of this is asleep as well.
             self.step().await;
-            // What it did itself is no sleep.
-            self.looked_at_ns = boot_clock_ns();
         }
     }
 
@@ -280,12 +284,16 @@ impl Agent {
                 Err(error) => return tracing::info!(error = &error as &dyn std::error::Error, "cannot write yet"),
             }
         }
-        // What it has written itself is part of what it decides upon.
-        self.written.retain(|vm, version| {
+        // What it has written itself is part of what it decides upon. (It may be gone before it was seen: somebody has the VM forgotten. So everything that was
+        // read after the write will do as well.)
+        self.written.retain(|vm, (version, at_ns)| {
             let placement = view.vms.get(vm).and_then(|vm| vm.placement.as_ref());
-            placement.is_none_or(|placement| placement.version < *version)
+            read_at_ns < *at_ns && placement.is_none_or(|placement| placement.version < *version)
         });
-        if !self.written.is_empty() {
+        if let Some((_, at_ns)) = self.written.values().next() {
+            if boot_clock_ns().saturating_sub(*at_ns) > SEEN_WITHIN_NS {
+                self.following.renew();
+            }
             return;
         }
         self.times.look(boot_clock_ns(), &view);
@@ -332,15 +340,9 @@ impl Agent {
                     let version = reservations.get(host).map_or(0, |version| version + 1);
                     reservations.insert(host.clone(), version);
                 }
-                self.written.insert(vm.clone(), instead_of.map_or(0, |version| version + 1));
-                let on = |host: &Option<String>| host.clone().unwrap_or_else(|| "nobody".into());
-                eprintln!(
-                    "lockstep: `{vm}` (placement {}): {} runs it, {} protects it{}",
-                    placement.number,
-                    on(&placement.primary),
-                    on(&placement.backup),
-                    if placement.protected || placement.backup.is_none() { "" } else { " as soon as it has come" },
-                );
+                let version = instead_of.map_or(0, |version| version + 1);
+                self.written.insert(vm.clone(), (version, boot_clock_ns()));
+                eprintln!("lockstep: `{vm}` (placement {}): {}", placement.number, in_words(placement));
                 true
             }
             Ok(Written::Overtaken) => {
@@ -402,10 +404,15 @@ impl Agent {
                 }
                 What::Kill { pid } => {
                     if self.confirmed(&vm, version).await {
-                        eprintln!("lockstep: `{vm}`: process {pid} has lost the machine and does not go: killed");
-                        let pid = nix::unistd::Pid::from_raw(pid as i32);
-                        // It may have gone by itself.
-                        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                        let of = |side: &&Side| side.host == self.me() && side.process.pid == pid;
+                        // Asked for last: the number may be another process's as soon as this one is gone.
+                        let side = view.vms[&vm].sides.iter().find(of).filter(|side| !side.process.is_gone());
+                        if side.is_some() {
+                            eprintln!("lockstep: `{vm}`: process {pid} has lost the machine and does not go: killed");
+                            let pid = nix::unistd::Pid::from_raw(pid as i32);
+                            // It may have gone by itself.
+                            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                        }
                     }
                 }
                 What::Boot { number, after, spec } => {
@@ -421,87 +428,16 @@ impl Agent {
             }
         }
     }
+}
 
-    /// Starts a side: a backup of `primary`, or one that boots the guest.
-    async fn start(&mut self, vm: &str, number: u64, boot: Option<u64>, primary: Option<String>, spec: &Spec) {
-        let what = match &primary {
-            Some(primary) => format!("a backup of the side at {primary}"),
-            None => "the side that boots it".into(),
-        };
-        eprintln!("lockstep: `{vm}` (placement {number}): starting {what}");
-        let started = match self.order(vm, number, boot, primary, spec).await {
-            Ok(order) => self.ledger.start(order).map_err(anyhow::Error::from),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = started {
-            let text = format!("{error:#}");
-            eprintln!("lockstep: `{vm}`: {text}");
-            self.ledger.failed((vm.into(), number, boot), text);
-        }
+/// What a placement says, for the log.
+fn in_words(placement: &Placement) -> String {
+    if let Some(end) = &placement.ended {
+        return format!("nothing is started any more: {end}");
     }
-
-    async fn order(
-        &self,
-        vm: &str,
-        number: u64,
-        boot: Option<u64>,
-        primary: Option<String>,
-        spec: &Spec,
-    ) -> anyhow::Result<Order> {
-        let card = spec.net.as_ref();
-        let bridged = card.is_some_and(|card| card.tap.is_none());
-        let tap = bridged.then(|| plug::device_of(self.me(), vm));
-        if let (Some(device), Some(bridge)) = (&tap, &self.settings.bridge) {
-            plug::plug(device, bridge).await?;
-        }
-        let [control, channel] = self.ports()?;
-        let mut arguments: Vec<String> = Vec::new();
-        let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
-        add(&[if primary.is_some() { "backup" } else { "primary" }, "--name", vm, "--host", self.me()]);
-        add(&["--control", &control, "--channel", &channel]);
-        add(&["--outcome", &self.ledger.outcome(vm).display().to_string()]);
-        if let Some(disk) = &spec.disk {
-            add(&["--disk", disk]);
-        }
-        if let Some(Card { tap: named, settings }) = card {
-            let device = named.as_ref().or(tap.as_ref()).map(String::as_str).unwrap_or_default();
-            // The other settings are of the side that boots the guest.
-            let settings =
-                if primary.is_some() || settings.is_empty() { String::new() } else { format!(",{settings}") };
-            add(&["--net", &format!("tap={device}{settings}")]);
-        }
-        match (&primary, &spec.guest) {
-            (Some(primary), _) => add(&["--primary", primary]),
-            (None, Some(guest)) => {
-                add(&["--guest", &guest.name, "--memory", &spec.memory_mib.to_string()]);
-                add(&["--heartbeat", &spec.heartbeat_ms.to_string(), "--timeout", &spec.timeout_ms.to_string()]);
-                add(&["--only-after", &boot.unwrap_or(0).to_string()]);
-                if spec.backups == 0 {
-                    add(&["--start-alone"]);
-                }
-                add(&["--"]);
-                arguments.extend(guest.arguments.iter().cloned());
-            }
-            (None, None) => anyhow::bail!("how its guest is booted is not known"),
-        }
-        let arbiter = self.settings.arbiter.with_password();
-        Ok(Order { vm: vm.into(), number, boot, primary: primary.unwrap_or_default(), tap, arguments, arbiter })
-    }
-
-    /// Where a new side listens: free ports of those it may have.
-    fn ports(&self) -> anyhow::Result<[String; 2]> {
-        let address = |port: u16| {
-            let ip = &self.settings.address;
-            if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
-        };
-        let Some((first, last)) = self.settings.ports else { return Ok([address(0), address(0)]) };
-        let free = |port: &u16| std::net::TcpListener::bind(address(*port)).is_ok();
-        let mut ports = (first..=last).filter(free);
-        match (ports.next(), ports.next()) {
-            (Some(control), Some(channel)) => Ok([address(control), address(channel)]),
-            _ => anyhow::bail!("no two of the ports {first} to {last} are free on {}", self.settings.address),
-        }
-    }
+    let on = |host: &Option<String>| host.clone().unwrap_or_else(|| "nobody".into());
+    let coming = if placement.protected || placement.backup.is_none() { "" } else { " as soon as it has come" };
+    format!("{} runs it, {} protects it{coming}", on(&placement.primary), on(&placement.backup))
 }
 
 /// Of this host's sides, those whose processes are there. The records of the others will go away, and this host knows it first.

@@ -10,6 +10,7 @@ mod codec;
 mod compute;
 mod disk;
 mod failover;
+mod heal;
 mod lag;
 mod log_rate;
 mod net;
@@ -32,7 +33,7 @@ pub struct Measurement {
     pub name: &'static str,
     /// What it measures, in one line.
     pub about: &'static str,
-    /// Left out unless it is named: it needs root, and minutes.
+    /// Left out unless it is named: it needs minutes, root or another package.
     pub by_name_only: bool,
     run: fn(&Bench) -> anyhow::Result<Vec<Row>>,
 }
@@ -112,6 +113,12 @@ pub const MEASUREMENTS: &[Measurement] = &[
         about: "arbiters and Debian's ZooKeeper (only if named; needs the package zookeeper)",
         by_name_only: true,
         run: arbiter::run,
+    },
+    Measurement {
+        name: heal::NAME,
+        about: "from a host's loss to protection by another one, with agents (only if named)",
+        by_name_only: true,
+        run: heal::run,
     },
     Measurement {
         name: transfer::NAME,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::cluster::ClusterArgs;
 use crate::agent::advice::advice;
@@ -17,6 +17,9 @@ use crate::cluster::spec::Spec;
 use crate::cluster::view::{Condition, Versioned, View, Vm};
 use crate::cluster::write::Writer;
 use crate::console::status::Role;
+
+/// For how long a VM has to be down, and nobody say why, before a person is told that it is lost.
+const SURE_AFTER: Duration = Duration::from_millis(500);
 
 /// A cluster whose VMs agents look after.
 pub struct Managed {
@@ -89,7 +92,7 @@ impl Managed {
         // What was written a moment ago is part of it.
         self.renewed().await?;
         let mut told = self.following.told();
-        let (mut said, mut silent) = (String::new(), false);
+        let (mut said, mut silent, mut down) = (String::new(), false, None);
         let mut interrupted = std::pin::pin!(super::interrupts::signalled());
         loop {
             let now = told.borrow_and_update().clone();
@@ -99,7 +102,12 @@ impl Managed {
                     let nothing = Vm::default();
                     let vm = seen.view.vms.get(name).unwrap_or(&nothing);
                     let line = format!("{name}: {}", describe(&seen.view, name, vm));
-                    if line != said {
+                    // Its sides are gone a moment before anybody can have said that it has come to its end.
+                    let ended = vm.placement.as_ref().is_some_and(|placement| placement.is.ended.is_some());
+                    let is_down = vm.condition() == Condition::Down && vm.register.is_some() && !ended;
+                    down = is_down.then(|| down.unwrap_or_else(Instant::now));
+                    let is_sure = down.is_none_or(|since| since.elapsed() >= SURE_AFTER);
+                    if line != said && is_sure {
                         println!("{line}");
                         said = line;
                     }
@@ -113,6 +121,7 @@ impl Managed {
             // What changes at the same moment is one line.
             tokio::time::sleep(Duration::from_millis(20)).await;
             tokio::select! {
+                () = tokio::time::sleep(SURE_AFTER), if down.is_some() => {}
                 changed = told.changed() => changed.context("nobody follows the cluster any more")?,
                 () = &mut interrupted => {
                     eprintln!("lockstep: not waited for any longer; the agents go on (lockstep vms shows how far)");

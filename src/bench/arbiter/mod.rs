@@ -1,6 +1,6 @@
 //! Arbiters against Debian's ZooKeeper: three members on this machine, the same clients, in turn.
 
-mod ensembles;
+pub(super) mod ensembles;
 
 use std::time::Duration;
 

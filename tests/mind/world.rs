@@ -43,6 +43,8 @@ struct Proc {
     number: u64,
     part: Part,
     generation: u64,
+    /// It is up, and listed, from this round on.
+    ready: u64,
     /// It is dead since this round; its record is still there.
     dead: Option<u64>,
 }
@@ -130,6 +132,17 @@ impl World {
         *self.seen.entry(what).or_default() += 1;
     }
 
+    /// How much the agents have done: placements written, sides started, asked to leave or to switch, killed.
+    pub fn deeds(&self) -> u64 {
+        let deeds = ["writes", "processes started", "sides that left", "sides that were killed", "switches"];
+        deeds.iter().filter_map(|deed| self.seen.get(deed)).sum()
+    }
+
+    /// How many VMs there are.
+    pub fn count_of_vms(&self) -> u64 {
+        self.machines.len() as u64
+    }
+
     pub fn hosts(&self) -> Vec<String> {
         self.nodes.keys().cloned().collect()
     }
@@ -151,7 +164,8 @@ impl World {
         for (name, machine) in &self.machines {
             let mut vm = machine.vm.clone();
             vm.register.clone_from(&machine.register);
-            vm.sides = machine.procs.iter().filter(|proc| self.is_listed(proc)).map(|proc| self.side(name, proc)).collect();
+            vm.sides =
+                machine.procs.iter().filter(|proc| self.is_listed(proc)).map(|proc| self.side(name, proc)).collect();
             view.vms.insert(name.clone(), vm);
         }
         view
@@ -160,7 +174,7 @@ impl World {
     fn is_listed(&self, proc: &Proc) -> bool {
         let node = &self.nodes[&proc.host];
         let since = proc.dead.unwrap_or(if node.asleep { node.awake } else { self.round });
-        since + SESSION_ROUNDS >= self.round
+        proc.ready <= self.round && since + SESSION_ROUNDS >= self.round
     }
 
     fn side(&self, vm: &str, proc: &Proc) -> Side {
@@ -238,14 +252,24 @@ impl World {
         }
     }
 
+    /// A host falls asleep at the worst moment: while a side there is about to boot a guest.
+    pub fn sleep_where_one_boots(&mut self) {
+        let waits = |proc: &&Proc| proc.dead.is_none() && matches!(proc.part, Part::Waiting(_));
+        let host = self.machines.values().flat_map(|machine| &machine.procs).find(waits).map(|proc| proc.host.clone());
+        if let Some(host) = host {
+            self.sleep(&host);
+        }
+    }
+
     /// One process of a VM dies alone.
     pub fn kill_one(&mut self, random: &mut Random) {
         let names: Vec<String> = self.machines.keys().cloned().collect();
         let name = random.pick(&names).clone();
         let up: Vec<String> = self.hosts().into_iter().filter(|host| self.is_up(host)).collect();
         let machine = self.machines.get_mut(&name).unwrap();
-        let alive: Vec<usize> =
-            (0..machine.procs.len()).filter(|&index| machine.procs[index].dead.is_none() && up.contains(&machine.procs[index].host)).collect();
+        let alive: Vec<usize> = (0..machine.procs.len())
+            .filter(|&index| machine.procs[index].dead.is_none() && up.contains(&machine.procs[index].host))
+            .collect();
         if alive.is_empty() {
             return;
         }
@@ -289,15 +313,14 @@ impl World {
         let (round, mistake) = (self.round, self.mistake);
         let machine = self.machines.get_mut(name).unwrap();
         machine.procs.retain(|proc| proc.dead.is_none_or(|since| since + SESSION_ROUNDS >= round));
-        let works = |proc: &Proc| proc.dead.is_none() && up.contains(&proc.host);
+        let works = |proc: &Proc| proc.dead.is_none() && proc.ready <= round && up.contains(&proc.host);
         let held = machine.register.as_ref().map_or(0, |claim| claim.generation);
         let mut gone = Vec::new();
-        let procs = machine.procs.clone();
-        let find = |number: u64| procs.iter().find(|proc| proc.number == number);
         let alone = machine.vm.spec.as_ref().is_some_and(|spec| spec.is.backups == 0);
         let mut register = machine.register.clone();
-        let mut claim = |register: &mut Option<Claim>, proc: &Proc, after: u64| {
-            let won = register.as_ref().map_or(0, |claim| claim.generation) == after || mistake == Mistake::NoRegister && after == 0;
+        let claim = |register: &mut Option<Claim>, proc: &Proc, after: u64| {
+            let won = register.as_ref().map_or(0, |claim| claim.generation) == after
+                || mistake == Mistake::NoRegister && matches!(proc.part, Part::Waiting(_));
             if won {
                 let (host_name, host) = (proc.host.clone(), proc.number);
                 let generation = register.as_ref().map_or(0, |claim| claim.generation).max(after) + 1;
@@ -306,22 +329,32 @@ impl World {
             won
         };
         let mut events: Vec<&'static str> = Vec::new();
-        for index in 0..procs.len() {
+        for index in 0..machine.procs.len() {
+            // As they are now: what the sides before this one have done counts.
+            let procs = machine.procs.clone();
+            let find = |number: u64| procs.iter().find(|proc| proc.number == number);
             let proc = machine.procs[index].clone();
             if !works(&proc) {
                 continue;
             }
             let channel = format!("{}:{}", proc.host, proc.number);
-            let caller = machine.procs.iter().position(|other| works(other) && other.part == Part::Connecting(channel.clone()));
+            let caller =
+                machine.procs.iter().position(|other| works(other) && other.part == Part::Connecting(channel.clone()));
             match proc.part {
                 Part::Waiting(after) if alone || caller.is_some() => {
                     if claim(&mut register, &proc, after) {
+                        let holder = procs.iter().find(|other| {
+                            let has_it = matches!(other.part, Part::Live(_) | Part::Following(_));
+                            has_it && other.dead.is_none() && other.generation >= held
+                        });
+                        assert!(holder.is_none(), "{name} is booted anew while {holder:?} has it");
                         let generation = register.as_ref().unwrap().generation;
                         let backup = caller.filter(|_| !alone);
                         let number = backup.map(|at| machine.procs[at].number);
                         (machine.procs[index].part, machine.procs[index].generation) = (Part::Live(number), generation);
                         if let Some(at) = backup {
-                            (machine.procs[at].part, machine.procs[at].generation) = (Part::Following(proc.number), generation);
+                            (machine.procs[at].part, machine.procs[at].generation) =
+                                (Part::Following(proc.number), generation);
                         }
                         machine.lost = false;
                         events.push("guests booted");
@@ -330,7 +363,8 @@ impl World {
                     }
                 }
                 Part::Live(Some(backup)) => {
-                    let there = find(backup).is_some_and(|other| works(other) && other.part == Part::Following(proc.number));
+                    let there =
+                        find(backup).is_some_and(|other| works(other) && other.part == Part::Following(proc.number));
                     // One that slept, and was taken over meanwhile, has lost.
                     if held > proc.generation {
                         gone.push(proc.number);
@@ -350,13 +384,15 @@ impl World {
                         }
                         (Some(at), _) => machine.procs[at].part = Part::Connecting(channel),
                         (None, Some(at)) => {
-                            (machine.procs[at].part, machine.procs[at].generation) = (Part::Joining(proc.number), proc.generation);
+                            (machine.procs[at].part, machine.procs[at].generation) =
+                                (Part::Joining(proc.number), proc.generation);
                         }
                         (None, None) => {}
                     }
                 }
                 Part::Following(primary) => {
-                    let there = find(primary).is_some_and(|other| works(other) && other.part == Part::Live(Some(proc.number)));
+                    let there =
+                        find(primary).is_some_and(|other| works(other) && other.part == Part::Live(Some(proc.number)));
                     if held > proc.generation {
                         gone.push(proc.number);
                     } else if !there && claim(&mut register, &proc, proc.generation) {
@@ -366,7 +402,8 @@ impl World {
                     }
                 }
                 Part::Joining(primary) if !find(primary).is_some_and(works) => {
-                    let at = find(primary).map_or_else(|| "nowhere".into(), |other| format!("{}:{}", other.host, other.number));
+                    let at = find(primary)
+                        .map_or_else(|| "nowhere".into(), |other| format!("{}:{}", other.host, other.number));
                     (machine.procs[index].part, machine.procs[index].generation) = (Part::Connecting(at), 0);
                 }
                 Part::Waiting(_) | Part::Connecting(_) | Part::Joining(_) => {}
@@ -394,7 +431,12 @@ impl World {
         let node = self.nodes.get_mut(me).unwrap();
         node.record = tell(&view, me, &node.here, &node.record);
         // Only as the host that the others see.
-        if view.hosts.get(me).and_then(|host| host.record.as_ref()).is_none_or(|seen| seen.process != node.record.process) {
+        if view
+            .hosts
+            .get(me)
+            .and_then(|host| host.record.as_ref())
+            .is_none_or(|seen| seen.process != node.record.process)
+        {
             return;
         }
         node.times.look(now_ns, &view);
@@ -427,7 +469,7 @@ impl World {
                 continue;
             }
             // Some processes do not come up.
-            let comes = random.below(20) > 0;
+            let comes = (random.below(20) > 0).then(|| self.round + random.below(5));
             self.does(me, &vm, what, comes);
         }
     }
@@ -436,7 +478,7 @@ impl World {
         self.machines[vm].procs.iter().any(|proc| proc.number as u32 == pid && proc.dead.is_none())
     }
 
-    fn does(&mut self, me: &str, vm: &str, what: What, comes: bool) {
+    fn does(&mut self, me: &str, vm: &str, what: What, comes: Option<u64>) {
         self.next += 1;
         let number_here = self.next;
         let (part, started) = match what {
@@ -444,7 +486,9 @@ impl World {
                 let machine = self.machines.get_mut(vm).unwrap();
                 // It refuses where the machine may depend on it.
                 let leaves = |proc: &Proc| {
-                    format!("{}:{}", proc.host, proc.number) == control && !matches!(proc.part, Part::Live(_)) && proc.dead.is_none()
+                    format!("{}:{}", proc.host, proc.number) == control
+                        && !matches!(proc.part, Part::Live(_))
+                        && proc.dead.is_none()
                 };
                 if let Some(index) = machine.procs.iter().position(leaves) {
                     let proc = machine.procs.remove(index);
@@ -457,22 +501,32 @@ impl World {
                 let machine = self.machines.get_mut(vm).unwrap();
                 if let Some(index) = machine.procs.iter().position(|proc| proc.number as u32 == pid) {
                     let proc = machine.procs.remove(index);
-                    assert!(!matches!(proc.part, Part::Live(_)) || proc.generation < machine.register.as_ref().unwrap().generation);
+                    assert!(
+                        !matches!(proc.part, Part::Live(_))
+                            || proc.generation < machine.register.as_ref().unwrap().generation
+                    );
                     self.ended(vm, &proc);
                     self.count("sides that were killed");
                 }
                 return;
             }
             What::Boot { number, after, .. } => {
-                let started = Started { number, boot: Some(after), primary: String::new(), pid: number_here as u32, state: State::Runs };
+                let started = Started {
+                    number,
+                    boot: Some(after),
+                    primary: String::new(),
+                    pid: number_here as u32,
+                    state: State::Runs,
+                };
                 (Part::Waiting(after), started)
             }
             What::Protect { number, boot, primary, .. } => {
-                let started = Started { number, boot, primary: primary.clone(), pid: number_here as u32, state: State::Runs };
+                let started =
+                    Started { number, boot, primary: primary.clone(), pid: number_here as u32, state: State::Runs };
                 (Part::Connecting(primary), started)
             }
         };
-        let state = if comes { State::Runs } else { State::Ended { guest: false, text: "no disk".into() } };
+        let state = if comes.is_some() { State::Runs } else { State::Ended { guest: false, text: "no disk".into() } };
         self.nodes.get_mut(me).unwrap().here.insert(vm.into(), Started { state, ..started });
         let machine = self.machines.get_mut(vm).unwrap();
         assert!(
@@ -480,10 +534,10 @@ impl World {
             "two processes of {vm} on {me}: {:?}",
             machine.procs
         );
-        if comes {
+        if let Some(ready) = comes {
             // A process of the same host before takes its record with it.
             machine.procs.retain(|proc| proc.host != me);
-            machine.procs.push(Proc { host: me.into(), number: number_here, part, generation: 0, dead: None });
+            machine.procs.push(Proc { host: me.into(), number: number_here, part, generation: 0, ready, dead: None });
         }
         self.count("processes started");
     }
@@ -493,12 +547,17 @@ impl World {
         if machine.vm.placement.as_ref().is_none_or(|placement| placement.version != version) {
             return;
         }
-        let Some(from) = machine.procs.iter().position(|proc| matches!(proc.part, Part::Live(Some(_))) && proc.dead.is_none()) else {
+        let Some(from) =
+            machine.procs.iter().position(|proc| matches!(proc.part, Part::Live(Some(_))) && proc.dead.is_none())
+        else {
             return;
         };
         let Part::Live(Some(heir)) = machine.procs[from].part else { return };
         let old = machine.procs[from].number;
-        let Some(to) = machine.procs.iter().position(|proc| proc.number == heir && proc.part == Part::Following(old) && proc.dead.is_none())
+        let Some(to) = machine
+            .procs
+            .iter()
+            .position(|proc| proc.number == heir && proc.part == Part::Following(old) && proc.dead.is_none())
         else {
             return;
         };
@@ -551,7 +610,10 @@ impl World {
                 assert_eq!(record.labels.get(key), Some(value), "a label is missing: {place:?}");
             }
             if let Some(out) = before.out(host).filter(|out| out.why == Why::Lost) {
-                assert!(!out.is_of(&record.process, record.beat), "a host that was lost and has not shown itself: {place:?}");
+                assert!(
+                    !out.is_of(&record.process, record.beat),
+                    "a host that was lost and has not shown itself: {place:?}"
+                );
             }
         }
         if before.boot != placement.boot && placement.boot.is_some_and(|after| after > 0) {
@@ -574,10 +636,17 @@ impl World {
         }
         let view = self.view();
         for (host, node) in &self.nodes {
-            let placed = view.vms.iter().filter(|(_, vm)| vm.placement.as_ref().is_some_and(|placement| placement.is.names(host)));
+            let placed = view
+                .vms
+                .iter()
+                .filter(|(_, vm)| vm.placement.as_ref().is_some_and(|placement| placement.is.names(host)));
             let placed: Vec<(&String, &Vm)> = placed.collect();
             let sum: u64 = placed.iter().map(|(_, vm)| vm.spec.as_ref().unwrap().is.memory_mib).sum();
-            assert!(sum <= node.record.capacity_mib, "{sum} MiB are placed on {host}, which has {}", node.record.capacity_mib);
+            assert!(
+                sum <= node.record.capacity_mib,
+                "{sum} MiB are placed on {host}, which has {}",
+                node.record.capacity_mib
+            );
             for (name, vm) in &placed {
                 let avoid = &vm.spec.as_ref().unwrap().is.avoid;
                 let meets = placed.iter().find(|(other, _)| avoid.contains(*other));
@@ -625,7 +694,8 @@ impl World {
     pub fn wish(&mut self, random: &mut Random) {
         let names: Vec<String> = self.machines.keys().cloned().collect();
         let hosts = self.hosts();
-        let (name, primary, backup) = (random.pick(&names).clone(), random.pick(&hosts).clone(), random.pick(&hosts).clone());
+        let (name, primary, backup) =
+            (random.pick(&names).clone(), random.pick(&hosts).clone(), random.pick(&hosts).clone());
         if primary == backup {
             return;
         }
@@ -650,7 +720,8 @@ impl World {
                 return Err(format!("{name} is on its way: {placement:?}"));
             }
             let runner = vm.runner().unwrap();
-            if placement.primary.as_ref() != Some(&runner.host) || (spec.backups > 0 && placement.backup != runner.peer) {
+            if placement.primary.as_ref() != Some(&runner.host) || (spec.backups > 0 && placement.backup != runner.peer)
+            {
                 return Err(format!("{name} is not where it is placed: {vm:?}"));
             }
             if vm.sides.len() != 1 + spec.backups as usize {

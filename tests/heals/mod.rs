@@ -1,0 +1,3 @@
+//! What the tests of real agents consist of.
+
+pub mod cluster;
