@@ -7,3 +7,4 @@ pub mod fault;
 pub mod model;
 pub mod ping;
 pub mod site;
+pub mod table;
