@@ -70,6 +70,7 @@ enum End {
 /// The node that holds the record.
 struct Node {
     path: String,
+    /// The version that was written here.
     version: i32,
 }
 
@@ -200,21 +201,20 @@ impl<R: Record> Publisher<R> {
         let client = &session.client;
         let (stat, changed) = in_time(client.check_and_watch_stat(&node.path)).await?;
         match stat {
-            Some(stat) if stat.ephemeral_owner == client.session_id().0 => node.version = stat.version,
+            // Not by this session. A request of this very process that was given up may have its effect late, when the node was made anew, and versions
+            // begin at 0 with every node: what it has written over is the newer record.
+            Some(stat) if stat.ephemeral_owner == client.session_id().0 && stat.version != node.version => {
+                node.version = stat.version;
+                return self.write(session, node).await;
+            }
+            Some(stat) if stat.ephemeral_owner == client.session_id().0 => {}
             _ => return Ok(false),
         }
         tokio::select! {
             biased;
             _ = stop.changed() => {}
             told = self.record.changed() => match told {
-                Ok(()) => {
-                    let bytes = self.record.borrow_and_update().to_bytes();
-                    return match in_time(client.set_data(&node.path, &bytes, Some(node.version))).await {
-                        Ok(_) => Ok(true),
-                        Err(zk::Error::NoNode | zk::Error::BadVersion) => Ok(false),
-                        Err(error) => Err(error),
-                    };
-                }
+                Ok(()) => return self.write(session, node).await,
                 // Nobody says anything any more, and the end is near.
                 Err(_) => drop(stop.changed().await),
             },
@@ -223,5 +223,18 @@ impl<R: Record> Publisher<R> {
         }
         let _ = in_time(client.delete(&node.path, Some(node.version))).await;
         Ok(true)
+    }
+
+    /// Writes the record as it is now. False: the node has to be put again.
+    async fn write(&mut self, session: &Session, node: &mut Node) -> Result<bool, zk::Error> {
+        let bytes = self.record.borrow_and_update().to_bytes();
+        match in_time(session.client.set_data(&node.path, &bytes, Some(node.version))).await {
+            Ok(stat) => {
+                node.version = stat.version;
+                Ok(true)
+            }
+            Err(zk::Error::NoNode | zk::Error::BadVersion) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
