@@ -370,7 +370,7 @@ fn what_comes_late_is_written_over(kind: Kind) {
     let listed = |used: u64| {
         eventually("it is listed as it is", || ensemble.record::<Host>(path).filter(|host| host.used_mib == used));
     };
-    listed(0);
+    listed(512);
     let (old, _) = ensemble.runtime.block_on(ensemble.client.get_data(path)).unwrap();
     for used in [7, 8, 9] {
         told.send_modify(|host| host.used_mib = used);
