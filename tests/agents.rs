@@ -11,8 +11,16 @@ mod mind;
 use std::collections::BTreeMap;
 
 use common::{Random, count_from, seed};
-use lockstep::cluster::records::Host;
+use lockstep::agent::decide;
+use lockstep::agent::decide::Act;
+use lockstep::agent::times::Times;
+use lockstep::arbiter::Claim;
+use lockstep::cluster::placement::Placement;
+use lockstep::cluster::process::Process;
+use lockstep::cluster::records::{Host, Side};
 use lockstep::cluster::spec::{Guest, Spec};
+use lockstep::cluster::view::{HostView, Versioned, View, Vm};
+use lockstep::console::status::Role;
 use mind::world::{Mistake, World};
 
 /// Rounds of trouble.
@@ -147,4 +155,53 @@ fn mistakes_are_found() {
         println!("{mistake:?}: found by seed {found:?}");
         assert!(found.is_some(), "{mistake:?} was not found");
     }
+}
+
+/// What a host was chosen for is not done while its agent is gone; but it has failed at nothing, and is as good as any other once that is back.
+#[test]
+fn a_host_whose_agent_was_gone_is_chosen_as_soon_as_it_is_back() {
+    const MS: u64 = 1_000_000;
+    let host = |name: &str| {
+        let process = Process { number: name.into(), ..Process::default() };
+        let record = Host { name: name.into(), process, capacity_mib: 1024, cpu: "one kind".into(), ..Host::default() };
+        HostView { record: Some(record), ..HostView::default() }
+    };
+    let side = Side {
+        host: "a".into(),
+        role: Role::Unprotected,
+        state: "unprotected".into(),
+        generation: 1,
+        ..Side::default()
+    };
+    let placement =
+        Placement { number: 1, primary: Some("a".into()), backup: Some("b".into()), ..Placement::default() };
+    let vm = Vm {
+        register: Some(Claim { generation: 1, host: 1, host_name: "a".into(), shared_with: None }),
+        spec: Some(Versioned { is: Spec { memory_mib: 64, backups: 1, ..Spec::default() }, version: 0 }),
+        placement: Some(Versioned { is: placement, version: 0 }),
+        sides: vec![side],
+    };
+    let mut view = View::default();
+    view.hosts.insert("a".into(), host("a"));
+    view.vms.insert("vm".into(), vm);
+    let (mut times, mut now_ms) = (Times::default(), 0);
+    let mut decided = |view: &mut View, after_ms: u64| {
+        now_ms += after_ms;
+        times.look(now_ms * MS, view);
+        let acts = decide(view, "a", &times);
+        let placed = acts.into_iter().find_map(|act| match act {
+            Act::Place(place) => Some(place.placement),
+            Act::Switch { .. } => None,
+        });
+        if let Some(placed) = &placed {
+            view.vms.get_mut("vm").unwrap().placement.get_or_insert_default().is = placed.clone();
+        }
+        placed.and_then(|placed| placed.backup)
+    };
+    assert_eq!(decided(&mut view, 0), None);
+    assert_eq!(decided(&mut view, 1000), None, "its agent is gone");
+    let given_up = view.vms["vm"].placement.as_ref().and_then(|placement| placement.is.backup.clone());
+    assert_eq!(given_up, None, "it is given up");
+    view.hosts.insert("b".into(), host("b"));
+    assert_eq!(decided(&mut view, 1).as_deref(), Some("b"), "its agent is back");
 }

@@ -367,6 +367,25 @@ fn a_record_survives_the_servers_and_the_ensemble(kind: Kind) {
     assert_ne!(owner, 0);
 }
 
+/// What was asked of a server that was cut off may be done much later, when the record was put by another one and is a newer one.
+fn what_comes_late_is_written_over(kind: Kind) {
+    let ensemble = Ensemble::of(kind, 1);
+    let (told, _publication) = publish(&ensemble.sessions(), &host(1, "x"));
+    let path = "/lockstep/hosts/x";
+    let listed = |used: u64| {
+        eventually("it is listed as it is", || ensemble.record::<Host>(path).filter(|host| host.used_mib == used));
+    };
+    listed(512);
+    let (old, _) = ensemble.runtime.block_on(ensemble.client.get_data(path)).unwrap();
+    for used in [7, 8, 9] {
+        told.send_modify(|host| host.used_mib = used);
+        listed(used);
+        ensemble.runtime.block_on(ensemble.client.set_data(path, &old, None)).unwrap();
+        listed(used);
+    }
+    assert_eq!(ensemble.owned("/lockstep/hosts").len(), 1);
+}
+
 fn a_healthy_pair_is_listed_again_after_its_ensemble_was_lost(kind: Kind) {
     let mut ensemble = Ensemble::of(kind, 1);
     let mut random = Random::new(seed());
@@ -419,5 +438,6 @@ with_both!(
     a_record_follows_its_process_and_ends_with_it,
     whoever_takes_the_place_of_a_dead_process_is_listed_at_once,
     a_record_survives_the_servers_and_the_ensemble,
+    what_comes_late_is_written_over,
     a_healthy_pair_is_listed_again_after_its_ensemble_was_lost,
 );

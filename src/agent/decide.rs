@@ -184,8 +184,8 @@ impl<'a> Case<'a> {
                     (self.next.leaving, self.next.protected) = (Some(protector), false);
                     return None;
                 }
-                Some(trouble) => {
-                    self.leave_out(&successor, Why::Failed, trouble.clone());
+                Some((why, trouble)) => {
+                    self.leave_out(&successor, why, trouble.clone());
                     self.give_up_wish(format!("{successor}: {trouble}"));
                     (self.next.backup, self.next.protected) = (Some(protector.clone()), true);
                     self.next.leaving = None;
@@ -242,9 +242,9 @@ impl<'a> Case<'a> {
         }
         (self.next.protected, self.next.leaving) = (false, None);
         if let Some(backup) = self.next.backup.clone()
-            && let Some(trouble) = self.trouble(&backup, true)
+            && let Some((why, trouble)) = self.trouble(&backup, true)
         {
-            self.leave_out(&backup, Why::Failed, trouble.clone());
+            self.leave_out(&backup, why, trouble.clone());
             self.give_up_wish(format!("{backup}: {trouble}"));
             self.next.backup = None;
         }
@@ -277,19 +277,20 @@ impl<'a> Case<'a> {
         self.fitting.choose(question, named).ok()
     }
 
-    /// Why a host that was chosen before does not do what it was chosen for. `deadline`: whether it should have begun by now.
-    fn trouble(&self, host: &str, deadline: bool) -> Option<String> {
+    /// Why a host that was chosen before does not do what it was chosen for. `deadline`: whether it should have begun by now. One whose agent is gone has failed at
+    /// nothing: when that is back, it is as good as any other.
+    fn trouble(&self, host: &str, deadline: bool) -> Option<(Why, String)> {
         if !self.before.names(host) {
             return None;
         }
         let failed = self.agent(host).and_then(|agent| agent.failed.get(self.name));
         if let Some(failure) = failed.filter(|failure| failure.number == self.before.number) {
-            return Some(failure.text.clone());
+            return Some((Why::Failed, failure.text.clone()));
         }
         if self.fitting.times.is_gone(host) && side_on(self.vm, host).is_none() {
-            return Some("its agent is gone".into());
+            return Some((Why::Lost, "its agent is gone".into()));
         }
-        (deadline && self.fitting.times.is_late(self.name)).then(|| "nothing came of it in time".into())
+        (deadline && self.fitting.times.is_late(self.name)).then(|| (Why::Failed, "nothing came of it in time".into()))
     }
 
     fn leave_out(&mut self, host: &str, why: Why, text: String) {
@@ -333,9 +334,9 @@ impl<'a> Case<'a> {
     fn it_is_to_boot(&mut self, booting: bool) {
         self.next.asked = false;
         if let Some(primary) = self.next.primary.clone().filter(|_| !booting)
-            && let Some(trouble) = self.trouble(&primary, true)
+            && let Some((why, trouble)) = self.trouble(&primary, true)
         {
-            self.leave_out(&primary, Why::Failed, trouble);
+            self.leave_out(&primary, why, trouble);
             self.next.primary = None;
         }
         if self.next.primary.is_none() {
@@ -353,9 +354,9 @@ impl<'a> Case<'a> {
             return;
         }
         if let Some(backup) = self.next.backup.clone()
-            && let Some(trouble) = self.trouble(&backup, booting)
+            && let Some((why, trouble)) = self.trouble(&backup, booting)
         {
-            self.leave_out(&backup, Why::Failed, trouble);
+            self.leave_out(&backup, why, trouble);
             self.next.backup = None;
         }
         if self.next.backup.is_none() {

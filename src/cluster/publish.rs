@@ -70,6 +70,7 @@ enum End {
 /// The node that holds the record.
 struct Node {
     path: String,
+    /// The version that was written here.
     version: i32,
 }
 
@@ -213,14 +214,13 @@ impl<R: Record> Publisher<R> {
         let client = &session.client;
         let (stat, changed) = in_time(client.check_and_watch_stat(&node.path)).await?;
         match stat {
-            Some(stat) if stat.ephemeral_owner == client.session_id().0 => {
-                if stat.version != node.version {
-                    // Somebody has written over it: this process, most likely, through an earlier session, whose last words were on their way to a server that
-                    // was cut off, and met a node of the version that they were for.
-                    node.version = stat.version;
-                    return self.write(session, node).await;
-                }
+            // Not by this session. A request of this very process that was given up may have its effect late, when the node was made anew, and versions
+            // begin at 0 with every node: what it has written over is the newer record.
+            Some(stat) if stat.ephemeral_owner == client.session_id().0 && stat.version != node.version => {
+                node.version = stat.version;
+                return self.write(session, node).await;
             }
+            Some(stat) if stat.ephemeral_owner == client.session_id().0 => {}
             _ => return Ok(false),
         }
         tokio::select! {
@@ -237,4 +237,5 @@ impl<R: Record> Publisher<R> {
         let _ = in_time(client.delete(&node.path, Some(node.version))).await;
         Ok(true)
     }
+
 }

@@ -1,6 +1,6 @@
 //! Ears on the switch: every frame that comes out of the guest's card, in the order in which the ports took them in.
 //!
-//! One packet socket listens on all ports, so the kernel itself brings the frames of both hosts into one order.
+//! One packet socket listens on all ports, so the kernel itself brings the frames of all hosts into one order.
 
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,7 +20,7 @@ use super::site::{MAC, Site, within};
 /// A frame of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// From host a (0) or b (1).
+    /// From host a (0), b (1), ….
     pub side: usize,
     /// When the listener had it.
     pub at: Instant,
@@ -88,11 +88,17 @@ impl Capture {
     /// Listens from now on.
     #[track_caller]
     pub fn on(site: &Site) -> Capture {
-        let (socket, ports) = within(&site.switch(), || {
+        Self::at(&site.switch(), &[Site::guest_port(0), Site::guest_port(1)])
+    }
+
+    /// The same at any switch: a namespace, and the ports of the hosts in their order.
+    #[track_caller]
+    pub fn at(switch: &str, ports: &[&str]) -> Capture {
+        let (socket, ports) = within(switch, || {
             let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
                 .expect("root may listen to packets");
-            let port = |side| nix::net::if_::if_nametoindex(Site::guest_port(side)).expect("the switch has its ports");
-            (socket, [port(0), port(1)])
+            let port = |port: &&str| nix::net::if_::if_nametoindex(*port).expect("the switch has its ports");
+            (socket, ports.iter().map(port).collect::<Vec<_>>())
         });
         setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20)).expect("root may have a large buffer");
         // So that the listener notices the end.
@@ -133,10 +139,8 @@ impl Capture {
 
     /// Ends listening: no frame was missed, and once `b` has spoken `a` was never heard again. Returns all frames.
     #[track_caller]
-    pub fn one_after_the_other(mut self) -> Vec<Heard> {
-        self.end();
-        assert_eq!(missed(&self.socket), 0, "frames were missed");
-        let heard = self.heard();
+    pub fn one_after_the_other(self) -> Vec<Heard> {
+        let heard = self.everything();
         let first_of_b = heard.iter().position(|heard| heard.side == 1).unwrap_or(heard.len());
         let late: Vec<String> = heard[first_of_b..]
             .iter()
@@ -145,6 +149,14 @@ impl Capture {
             .collect();
         assert!(late.is_empty(), "{} frames from a after the first one from b: {late:?}", late.len());
         heard
+    }
+
+    /// Ends listening: all frames, and none was missed.
+    #[track_caller]
+    pub fn everything(mut self) -> Vec<Heard> {
+        self.end();
+        assert_eq!(missed(&self.socket), 0, "frames were missed");
+        self.heard()
     }
 
     fn end(&mut self) {

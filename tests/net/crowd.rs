@@ -80,6 +80,21 @@ impl Crowd {
     /// Waits until the server answers, and connects `clients` clients and the auditor.
     #[track_caller]
     pub fn gather(server: SocketAddr, namespace: &str, clients: usize, random: &mut Random) -> Crowd {
+        // Some call without a break, some think, and some are silent most of the time.
+        let think_us: Vec<u64> = (0..clients).map(|client| [0, 0, 500, 3000, 20_000][client % 5]).collect();
+        Self::gather_thinking(server, namespace, &think_us, 0, random)
+    }
+
+    /// The same; each client thinks between its calls, for up to so many microseconds. The keys are those of page `page`, which nobody has had before.
+    #[track_caller]
+    pub fn gather_thinking(
+        server: SocketAddr,
+        namespace: &str,
+        think_us: &[u64],
+        page: u64,
+        random: &mut Random,
+    ) -> Crowd {
+        let clients = think_us.len();
         let auditor = eventually("the server answers", || {
             let mut connection = Connection::open(server, namespace).ok()?;
             (connection.ask(&["PING"]).ok()? == Reply::Simple("PONG".into())).then_some(connection)
@@ -89,7 +104,7 @@ impl Crowd {
             given_up: AtomicBool::new(false),
             answers: (0..clients).map(|_| AtomicU64::new(0)).collect(),
             troubles: Mutex::default(),
-            page: AtomicU64::new(0),
+            page: AtomicU64::new(page),
         });
         let mut crowd = Crowd {
             threads: Mutex::default(),
@@ -99,11 +114,9 @@ impl Crowd {
             shared: shared.clone(),
             auditor,
         };
-        for client in 0..clients {
+        for (client, &think_us) in think_us.iter().enumerate() {
             let connection = Connection::open(server, namespace).expect("a client connects");
             crowd.sockets.push(connection.socket().expect("a descriptor for a socket"));
-            // Some call without a break, some think, and some are silent most of the time.
-            let think_us = [0, 0, 500, 3000, 20_000][client % 5];
             let (shared, random) = (shared.clone(), Random::new(random.below(u64::MAX)));
             let thread = std::thread::spawn(move || live(client, connection, &shared, think_us, random));
             lock(&crowd.threads).push(thread);
