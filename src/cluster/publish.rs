@@ -237,5 +237,4 @@ impl<R: Record> Publisher<R> {
         let _ = in_time(client.delete(&node.path, Some(node.version))).await;
         Ok(true)
     }
-
 }
