@@ -198,11 +198,11 @@ impl Cluster {
             return Err(format!("{:?}, {:?}", vm.condition(), vm.sides));
         }
         let spare = 3 - primary - backup;
-        for host in 0..HOSTS {
+        for (host, name) in NAMES.iter().enumerate() {
             let there = self.site.processes(Machine::Host(host)).len();
             let wanted = if host == spare { 1 } else { 2 };
             if there != wanted {
-                return Err(format!("{there} processes on {}, not {wanted}", NAMES[host]));
+                return Err(format!("{there} processes on {name}, not {wanted}"));
             }
         }
         let seats: Vec<Option<String>> = (0..ARBITERS).map(|arbiter| self.seat(arbiter)).collect();
@@ -254,22 +254,22 @@ impl Cluster {
             let said = process.said();
             assert!(!said.iter().any(|line| line.contains("panicked")), "{said:?}");
         }
-        for host in 0..HOSTS {
+        for (host, name) in NAMES.iter().enumerate() {
             let log = self.data(host).join(format!("{VM}.log"));
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             let wrong: Vec<&str> =
                 said.lines().filter(|line| line.contains("panicked") || line.contains("diverge")).collect();
-            assert!(wrong.is_empty(), "a side on {}: {wrong:?}", NAMES[host]);
+            assert!(wrong.is_empty(), "a side on {name}: {wrong:?}");
         }
     }
 
     /// What each host and its sides have said lately, for people.
     fn tell(&self) {
-        for host in 0..HOSTS {
+        for (host, name) in NAMES.iter().enumerate() {
             let log = self.data(host).join(format!("{VM}.log"));
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             let lines: Vec<&str> = said.lines().collect();
-            eprintln!("---- the sides on {} said (the end of it):", NAMES[host]);
+            eprintln!("---- the sides on {name} said (the end of it):");
             lines[lines.len().saturating_sub(60)..].iter().for_each(|line| eprintln!("{line}"));
             eprintln!("---- and now: {:?}", self.status(host));
         }
