@@ -124,7 +124,7 @@ fn survives(arbiter: &mut Arbiter, doubles: &[Double]) {
     let mut random = Random::new(seed);
     for &double in doubles {
         let mut pauses = Vec::new();
-        for round in 0..kills(2) {
+        for round in 0..kills(1) {
             println!("seed {seed} round {round}: the primary killed, {double:?}");
             pauses.push(fail(arbiter, double, &mut random).as_secs_f64() * 1000.0);
         }

@@ -409,7 +409,7 @@ fn a_healthy_pair_is_listed_again_after_its_ensemble_was_lost(kind: Kind) {
     load.finish(&mut random);
 }
 
-/// Everything, with one kind of servers.
+/// Promises, with one kind of servers: all of them with our own, and those in which the servers have a part with Debian's.
 macro_rules! with {
     ($module:ident, $kind:expr, $($promise:ident),+) => {
         mod $module {
@@ -423,14 +423,17 @@ macro_rules! with {
     };
 }
 
-macro_rules! with_both {
-    ($($promise:ident),+ $(,)?) => {
-        with!(with_debians, crate::common::zookeeper::Kind::Debian, $($promise),+);
-        with!(with_our_own, crate::common::zookeeper::Kind::Lockstep, $($promise),+);
-    };
-}
+with!(
+    with_debians,
+    crate::common::zookeeper::Kind::Debian,
+    a_pair_is_listed_through_all_its_changes,
+    a_record_survives_the_servers_and_the_ensemble,
+    whoever_takes_the_place_of_a_dead_process_is_listed_at_once
+);
 
-with_both!(
+with!(
+    with_our_own,
+    crate::common::zookeeper::Kind::Lockstep,
     a_pair_is_listed_through_all_its_changes,
     a_side_that_does_not_answer_is_unreachable_and_still_listed,
     what_cannot_be_understood_is_said_and_the_rest_is_shown,
@@ -439,5 +442,5 @@ with_both!(
     whoever_takes_the_place_of_a_dead_process_is_listed_at_once,
     a_record_survives_the_servers_and_the_ensemble,
     what_comes_late_is_written_over,
-    a_healthy_pair_is_listed_again_after_its_ensemble_was_lost,
+    a_healthy_pair_is_listed_again_after_its_ensemble_was_lost
 );

@@ -33,8 +33,8 @@ fn faults(random: &mut Random) -> String {
 fn guest_and_backup_agree_on_every_error_of_the_primarys_disk() {
     let seed = seed();
     let mut random = Random::new(seed);
-    for round in 0..count_from("LOCKSTEP_ROUNDS", 3) {
-        let disks = DISKS[round as usize % 3];
+    for round in 0..count_from("LOCKSTEP_ROUNDS", 1) {
+        let disks = DISKS[(seed.wrapping_add(round) % 3) as usize];
         println!("seed {seed} round {round}: {disks:?}");
         let mut chain = Chain::start(None, disks, &torture(random.below(1 << 30)), &faults(&mut random));
         // A shared image fails wherever it is reached from. A backup that reads by itself, or has an image of its own, leaves if that fails: the next test.

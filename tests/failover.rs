@@ -167,20 +167,20 @@ fn rounds(failures: &[Failure], short: u64) {
 
 #[test]
 fn the_guest_survives_the_death_of_its_primary() {
-    rounds(&[Failure::KillPrimary], 8);
+    rounds(&[Failure::KillPrimary], 4);
 }
 
 #[test]
 fn the_guest_survives_the_death_of_its_backup() {
-    rounds(&[Failure::KillBackup], 4);
+    rounds(&[Failure::KillBackup], 2);
 }
 
 #[test]
 fn a_host_that_wakes_up_too_late_has_lost() {
-    rounds(&[Failure::StopPrimary, Failure::StopBackup], 8);
+    rounds(&[Failure::StopPrimary, Failure::StopBackup], 4);
 }
 
 #[test]
 fn the_guest_survives_its_network() {
-    rounds(&[Failure::Cut, Failure::Silence, Failure::KillSlow], 12);
+    rounds(&[Failure::Cut, Failure::Silence, Failure::KillSlow], 3);
 }

@@ -331,7 +331,7 @@ fn round(
 fn exactly_one_host_goes_on_whenever_the_other_dies() {
     let seed = seed();
     let mut random = Random::new(seed);
-    let rounds = count_from("LOCKSTEP_KILLS", 6);
+    let rounds = count_from("LOCKSTEP_KILLS", 4);
     let site = Site::up();
     let mut ground = None;
     let (mut landed, mut calls, mut lost) = (BTreeMap::new(), 0, 0);

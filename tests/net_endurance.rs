@@ -1,5 +1,5 @@
 //! Promise: a server under mixed load goes on without an error while its backup dies. `redis-benchmark` in several manners, bulk data
-//! in both directions, clients that record their calls, and `ping`; short: 20 s, `LOCKSTEP_SECONDS=n`: n (`scripts/campaign-net`: 600).
+//! in both directions, clients that record their calls, and `ping`; short: 10 s, `LOCKSTEP_SECONDS=n`: n (`scripts/campaign-net`: 600).
 #![allow(clippy::disallowed_methods, reason = "tests watch the world's time; nothing of the machine depends on it")]
 
 mod common;
@@ -34,7 +34,7 @@ fn pinged(output: &str) -> Option<(u64, u64)> {
 
 #[test]
 fn mixed_load_goes_on_when_the_backup_dies() {
-    let seconds = count_from("LOCKSTEP_SECONDS", 20);
+    let seconds = count_from("LOCKSTEP_SECONDS", 10);
     let mut random = Random::new(seed());
     let site = Site::up();
     let mut pair = Pair::start(&site, &Setup { memory_mib: 128, ..Setup::kv() });

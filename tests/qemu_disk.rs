@@ -107,8 +107,8 @@ fn acknowledged_writes_survive_the_machine() {
         if round > 0 {
             assert_eq!(client.ask("INCRBY counter 0"), format!(":{acknowledged}"), "round {round}");
         }
-        let filling = "x".repeat(900);
-        for _ in 0..600 {
+        let filling = "x".repeat(2700);
+        for _ in 0..200 {
             let reply = client.ask("INCR counter");
             acknowledged += 1;
             assert_eq!(reply, format!(":{acknowledged}"), "round {round}");

@@ -174,7 +174,11 @@ impl<'a> Case<'a> {
 
     fn it_is_protected(&mut self, side: &'a Side, protector: String) -> Option<&'a Side> {
         match self.next.backup.clone() {
-            Some(backup) if backup == protector => (self.next.protected, self.next.leaving) = (true, None),
+            Some(backup) if backup == protector => {
+                (self.next.protected, self.next.leaving) = (true, None);
+                // What was once the matter with these two is over: only what fails in a row is tried again ever later.
+                self.next.out.retain(|out| out.host != protector && out.host != side.host);
+            }
             // It is to be sent away.
             None if self.spec.backups == 0 => return None,
             None => (self.next.backup, self.next.protected) = (Some(protector.clone()), true),

@@ -1,18 +1,12 @@
-//! Promise: of all that claim a generation in an etcd cluster (Debian's, of three servers), at most one wins, whatever dies in between; one dead or
-//! silent server does not keep an answer away; without a majority there is no answer, and nothing is won.
-
-mod arbiters;
-mod common;
-#[path = "arbiters/quorum.rs"]
-mod quorum;
+//! What is promised of registers in an etcd cluster (Debian's).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use arbiters::{Place, VM, claim};
-use common::etcd::Etcd;
-use common::members::Member;
+use crate::arbiters::{Place, VM, claim};
+use crate::common::etcd::Etcd;
+use crate::common::members::Member;
+use crate::quorum::{self, Quorum};
 use lockstep::arbiter::{ArbiterError, Verdict};
-use quorum::Quorum;
 
 /// One cluster at a time.
 static TURN: Mutex<()> = Mutex::new(());
@@ -97,11 +91,6 @@ fn registers_are_what_an_arbiter_promises() {
 }
 
 #[test]
-fn a_contender_claims_generation_after_generation() {
-    arbiters::contender_process();
-}
-
-#[test]
 fn one_dead_or_silent_follower_keeps_no_answer_away() {
     quorum::one_dead_or_silent_follower_keeps_no_answer_away(Cluster::new());
 }
@@ -126,7 +115,7 @@ fn whoever_lacks_the_password_is_told_so_and_changes_nothing() {
     let cluster = Cluster::of(1);
     let servers = &cluster.servers;
     // A cluster that asks for no password takes whoever has one, and goes on with it when it does ask.
-    let open = |credentials: &str| arbiters::open(&servers.uri_as(credentials, ROOT));
+    let open = |credentials: &str| crate::arbiters::open(&servers.uri_as(credentials, ROOT));
     let owner = open("lock:s%40fe@");
     assert_eq!(owner.compare_and_set(VM, None, &claim(1, 1)).unwrap(), Verdict::Won);
     for command in [
