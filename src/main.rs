@@ -1,5 +1,6 @@
 //! Arguments to subcommands, nothing else.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use lockstep::cli;
@@ -10,6 +11,7 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| "lockstep=warn".into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     let cli = match cli::parse(std::env::args_os()) {

@@ -230,20 +230,21 @@ fn who(peer: &str) -> anyhow::Result<Who> {
 fn members(peer: &str, json: bool) -> anyhow::Result<ExitCode> {
     let who = who(peer)?;
     if json {
-        println!("{}", serde_json::to_string(&who)?);
+        super::print(&format!("{}\n", serde_json::to_string(&who)?))?;
         return Ok(ExitCode::SUCCESS);
     }
     let Some(group) = who.group else { bail!("arbiter {} belongs to no group yet", who.me.id) };
-    println!("{:<4} {:<9} {:<22} CLIENTS", "ID", "ROLE", "PEERS");
+    let mut table = format!("{:<4} {:<9} {:<22} CLIENTS\n", "ID", "ROLE", "PEERS");
     for (member, at) in &group.members {
         let role = match member {
             _ if group.leader == Some(*member) => "leader",
             _ if group.voters.contains(member) => "follower",
             _ => "learner",
         };
-        println!("{:<4} {role:<9} {:<22} {}", member.id, at.peer, at.client);
+        table += &format!("{:<4} {role:<9} {:<22} {}\n", member.id, at.peer, at.client);
     }
-    println!("term {}, {} entries applied at arbiter {}", group.term, group.applied, who.me.id);
+    table += &format!("term {}, {} entries applied at arbiter {}\n", group.term, group.applied, who.me.id);
+    super::print(&table)?;
     Ok(ExitCode::SUCCESS)
 }
 

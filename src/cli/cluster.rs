@@ -110,7 +110,7 @@ async fn look_and_ask(args: &ClusterArgs) -> anyhow::Result<(View, Figures)> {
 /// Prints both tables.
 pub fn print_once(args: &ClusterArgs) -> anyhow::Result<ExitCode> {
     let (view, figures) = runtime()?.block_on(look_and_ask(args))?;
-    print!("{}\n{}{}", hosts_table(&view), vms_table(&view, &figures), advices(&view));
+    super::print(&format!("{}\n{}{}", hosts_table(&view), vms_table(&view, &figures), advices(&view)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -118,11 +118,12 @@ pub fn print_once(args: &ClusterArgs) -> anyhow::Result<ExitCode> {
 pub fn hosts(args: HostsArgs) -> anyhow::Result<ExitCode> {
     let view = runtime()?.block_on(look(&args.cluster))?;
     if args.json {
-        view.hosts.iter().for_each(|(name, host)| println!("{}", host_json(name, host)));
+        let lines = view.hosts.iter().map(|(name, host)| format!("{}\n", host_json(name, host)));
+        super::print(&lines.collect::<String>())?;
     } else if view.hosts.is_empty() {
         eprintln!("lockstep: no hosts are known to {}", args.cluster.arbiter);
     } else {
-        print!("{}", hosts_table(&view));
+        super::print(&hosts_table(&view).to_string())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -131,11 +132,12 @@ pub fn hosts(args: HostsArgs) -> anyhow::Result<ExitCode> {
 pub fn vms(args: VmsArgs) -> anyhow::Result<ExitCode> {
     let (view, figures) = runtime()?.block_on(look_and_ask(&args.cluster))?;
     if args.json {
-        view.vms.iter().for_each(|(name, vm)| println!("{}", vm_json(&view, name, vm, &figures)));
+        let lines = view.vms.iter().map(|(name, vm)| format!("{}\n", vm_json(&view, name, vm, &figures)));
+        super::print(&lines.collect::<String>())?;
     } else if view.vms.is_empty() {
         eprintln!("lockstep: no VMs are known to {}", args.cluster.arbiter);
     } else {
-        print!("{}{}", vms_table(&view, &figures), advices(&view));
+        super::print(&format!("{}{}", vms_table(&view, &figures), advices(&view)))?;
     }
     Ok(ExitCode::SUCCESS)
 }

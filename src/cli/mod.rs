@@ -29,6 +29,7 @@ pub mod table;
 pub mod top;
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -39,6 +40,15 @@ use crate::machine::doors::EndReason;
 pub const FAILED: u8 = 1;
 /// Exit status of a replay or a backup whose execution was not the one in the log.
 pub const DIVERGED: u8 = 3;
+
+/// Prints what was asked for. That nobody reads on (`| head`) is no error.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
+    }
+}
 
 /// A virtual machine that survives the death of its host, by deterministic replay.
 #[derive(Debug, clap::Parser)]
