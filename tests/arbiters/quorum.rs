@@ -34,7 +34,7 @@ pub fn registers_are_what_an_arbiter_promises(mut quorum: impl Quorum) {
         ("one_thread_wins_each_generation", arbiters::one_thread_wins_each_generation),
         ("one_process_wins_each_generation", arbiters::one_process_wins_each_generation),
         ("a_claimant_killed_at_any_moment_leaves_a_register_that_works", |place| {
-            arbiters::a_claimant_killed_at_any_moment_leaves_a_register_that_works(place, 12)
+            arbiters::a_claimant_killed_at_any_moment_leaves_a_register_that_works(place, 6)
         }),
         (
             "the_same_claim_again_has_won_and_another_has_lost",

@@ -4,7 +4,6 @@
 //! While the log takes in one batch, what comes is gathered for the next: the busier the ensemble, the larger the batches, and the
 //! fewer flushes of the disk for each change.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +22,6 @@ use crate::peer::link::Link;
 pub const QUEUE: usize = 4096;
 /// The most bytes of a batch, but for its last group.
 const MAX_BATCH: usize = 1 << 20;
-/// Batches that the log takes in at one time: while the others write one to their disks, the leader writes the next.
-const WINDOW: usize = 2;
 /// A proposal that was not carried out for this long is said again, whatever may have become of it.
 const STALLED: Duration = Duration::from_millis(1000);
 const LOOK: Duration = Duration::from_millis(200);
@@ -112,13 +109,12 @@ fn find_way<N: Net>(core: &Core<N>) -> Option<Way> {
 /// Makes batches of groups and puts them into the log, as long as this member leads; groups that come to another one are lost, and
 /// said again by whoever sent them. Ends with the consensus.
 pub async fn propose<N: Net>(core: Arc<Core<N>>, mut groups: mpsc::Receiver<Bytes>) {
-    let mut under_way = VecDeque::new();
+    let mut under_way = None;
     while let Some(first) = groups.recv().await {
-        if under_way.len() >= WINDOW
-            && let Some(oldest) = under_way.pop_front()
-        {
+        // One at a time: what comes in meanwhile makes the next one larger.
+        if let Some(last) = under_way.take() {
             // It was carried out, or could not be: whose proposals they were sees which.
-            let _: Result<_, tokio::sync::oneshot::error::RecvError> = oldest.await;
+            let _: Result<_, tokio::sync::oneshot::error::RecvError> = last.await;
         }
         let mut batch = begin_batch((core.world.wall_ms)());
         let mut next = Some(first);
@@ -127,7 +123,7 @@ pub async fn propose<N: Net>(core: Arc<Core<N>>, mut groups: mpsc::Receiver<Byte
             next = if batch.len() < MAX_BATCH { groups.try_recv().ok() } else { None };
         }
         match core.raft.client_write_ff(Batch(batch.freeze())).await {
-            Ok(written) => under_way.push_back(written),
+            Ok(written) => under_way = Some(written),
             Err(_) => return,
         }
     }
