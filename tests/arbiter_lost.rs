@@ -79,8 +79,11 @@ fn a_pair_without_its_arbiter_goes_on_and_says_that_it_cannot_fail_over() {
     both_say(&pair, "that it is gone", lost);
     pair.primary.kill();
     pair.waits_for(1, "asking");
-    std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(pair.status(1).expect("it waits").state, "asking");
+    let asks_for_long = |status: &lockstep::console::status::Status| {
+        let unreachable_ms = status.arbiter.as_ref()?.unreachable_ms;
+        (status.state != "asking" || unreachable_ms > Some(3000)).then(|| status.state.clone())
+    };
+    assert_eq!(pair.says(1, "that it asks in vain", asks_for_long), "asking", "nobody has said that it may live");
     std::fs::rename(&away, &here).expect("and back");
     pair.waits_for(1, "unprotected");
     pair.says(1, "that it is back", |status| status.arbiter.as_ref().filter(|arbiter| reachable(arbiter)).map(drop));

@@ -156,7 +156,8 @@ fn rounds(failures: &[Failure], short: u64) {
     let rounds = kills(short);
     for round in 0..rounds {
         let failure = failures[round as usize % failures.len()];
-        let job = LOADS[round as usize / failures.len() % LOADS.len()];
+        // Each time another one, also where every failure comes once.
+        let job = LOADS[(seed % LOADS.len() as u64 + round / failures.len() as u64) as usize % LOADS.len()];
         println!("seed {seed} round {round}: {failure:?} while {job:?}");
         fail(failure, job, &mut random, &mut pauses);
     }

@@ -11,8 +11,9 @@ mod model;
 
 use lockstep::replication::election::{Answer, Question};
 use lockstep::replication::{StopReason, backup, primary};
+use model::actions::{Action, Ending, Plant, Start};
 use model::machine::Machine;
-use model::state::{Action, Ending, Plant, Start, State};
+use model::state::State;
 use model::{A, B, ENTRIES, ONCE, Pair, STEP};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 

@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use super::duties::{Here, Process as State, Started};
 use super::plug;
 use crate::arbiter::names::{escape, unescape};
-use crate::cli::pair::SideEnd;
 use crate::cluster::process::Process;
+use crate::host::remains::{SideEnd, scratch_log, write_whole};
 
 /// Why a process cannot be started or kept account of.
 #[derive(Debug, thiserror::Error)]
@@ -160,29 +160,30 @@ impl Ledger {
     fn keep(&self, entry: &Entry) -> Result<(), LedgerError> {
         let path = self.file(&entry.vm, "side");
         let bytes = serde_json::to_vec(entry).expect("strings and numbers can be written");
-        let beside = path.with_extension("new");
-        let kept = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, &path));
-        kept.map_err(|source| LedgerError::Write { path, source })
+        write_whole(&path, &bytes).map_err(|source| LedgerError::Write { path, source })
     }
 
     /// Looks which of them run. The VMs whose processes have ended since the last look.
     pub async fn look(&mut self) -> Vec<String> {
-        let gone = |entry: &&mut Entry| entry.end.is_none() && entry.process.is_gone();
         let mut ended = Vec::new();
-        let (outcomes, directory) = (self.directory.clone(), self.directory.clone());
-        for entry in self.entries.values_mut().filter(gone) {
-            let outcome = outcomes.join(format!("{}.outcome", escape(&entry.vm)));
-            let said = std::fs::read(outcome).ok().and_then(|bytes| serde_json::from_slice::<SideEnd>(&bytes).ok());
-            entry.end = Some(said.unwrap_or_else(|| SideEnd { ended: false, text: "the process was killed".into() }));
+        let gone = |entry: &Entry| entry.end.is_none() && entry.process.is_gone();
+        let told: BTreeMap<String, Option<SideEnd>> = self
+            .entries
+            .values()
+            .filter(|entry| gone(entry))
+            .map(|entry| (entry.vm.clone(), SideEnd::told_in(&self.outcome(&entry.vm))))
+            .collect();
+        for (vm, told) in told {
+            let Some(entry) = self.entries.get_mut(&vm) else { continue };
+            if told.is_none() {
+                // It could not remove it itself.
+                let _ = std::fs::remove_file(scratch_log(&self.directory, &vm, entry.process.pid));
+            }
+            entry.end = Some(told.unwrap_or_else(|| SideEnd { ended: false, text: "the process was killed".into() }));
             if let Some(tap) = entry.tap.take() {
                 plug::unplug(&tap).await;
             }
-            // What a process that was killed could not remove itself.
-            let scratch = directory.join(format!("lockstep-{}-{}.lslog", entry.vm, entry.process.pid));
-            if entry.end.as_ref().is_some_and(|end| !end.text.contains("diverged")) {
-                let _ = std::fs::remove_file(scratch);
-            }
-            ended.push(entry.vm.clone());
+            ended.push(vm);
         }
         for vm in &ended {
             if let Err(error) = self.keep(&self.entries[vm]) {

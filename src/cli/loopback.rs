@@ -18,6 +18,7 @@ use super::site::Namespace;
 use crate::console::client::{Client, Options, What};
 use crate::console::control::Watch;
 use crate::console::status::{Role, Status};
+use crate::host::remains::scratch_log;
 
 /// How long anything may take that should happen soon: generous, because it only ends what would never end.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -226,7 +227,7 @@ impl Drop for Side {
         let _ = self.child.wait();
         if !ended {
             // A backup keeps a copy of the log for the case that it diverges, and could not remove it. There is none of a primary.
-            let _ = std::fs::remove_file(super::pair::scratch_log(VM, self.child.id()));
+            let _ = std::fs::remove_file(scratch_log(&std::env::temp_dir(), VM, self.child.id()));
         }
     }
 }

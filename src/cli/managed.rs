@@ -15,7 +15,7 @@ use crate::cluster::follow::Following;
 use crate::cluster::placement::Placement;
 use crate::cluster::spec::Spec;
 use crate::cluster::view::{Condition, Versioned, View, Vm};
-use crate::cluster::write::Writer;
+use crate::cluster::write::{Writer, Written};
 use crate::console::status::Role;
 
 /// For how long a VM has to be down, and nobody say why, before a person is told that it is lost.
@@ -71,6 +71,14 @@ impl Managed {
         self.following.renew();
         let renewed = told.wait_for(|told| told.as_ref().is_ok_and(|seen| seen.read_at_ns >= now_ns));
         timeout(PATIENCE, renewed).await.with_context(|| format!("no answer from {}", self.location))??;
+        Ok(())
+    }
+
+    /// Writes what is wanted, made from what is known: once more where somebody else has written meanwhile.
+    pub async fn write(&self, mut attempt: impl AsyncFnMut(&Self) -> anyhow::Result<Written>) -> anyhow::Result<()> {
+        while attempt(self).await? == Written::Overtaken {
+            self.renewed().await?;
+        }
         Ok(())
     }
 

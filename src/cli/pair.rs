@@ -1,11 +1,10 @@
 //! `lockstep primary` and `lockstep backup`: the two sides of a pair.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use super::machine_args::{MachineArgs, open_disk, plug_in};
@@ -22,6 +21,7 @@ use crate::disk::spec::DiskSpec;
 use crate::host::board::Board;
 use crate::host::outlets::Outlets;
 use crate::host::pair::{self, Site, Start};
+use crate::host::remains::{SideEnd, scratch_log};
 use crate::host::{Keeping, Outcome, precopy};
 use crate::machine::{cpuid, vcpu};
 use crate::net::port::Port;
@@ -230,32 +230,6 @@ fn exit_status(outcome: &Outcome) -> ExitCode {
     }
 }
 
-fn said(outcome: &Outcome) -> SideEnd {
-    match outcome {
-        Outcome::Ended(reason) => SideEnd { ended: true, text: reason.to_string() },
-        Outcome::Stopped(reason) => SideEnd { ended: *reason == StopReason::Ended, text: format!("stopped: {reason}") },
-    }
-}
-
-/// How a side came to its end, for the program that has started it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SideEnd {
-    /// Whether the guest has ended, here or on the other side.
-    pub ended: bool,
-    /// The end in words.
-    pub text: String,
-}
-
-impl SideEnd {
-    /// Says it in `file`: as a whole or not at all, for whoever reads it may do so at any time.
-    fn tell(&self, file: &Path) -> anyhow::Result<()> {
-        let text = serde_json::to_vec(self).context("an outcome can be written")?;
-        let beside = file.with_extension("new");
-        let told = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, file));
-        told.with_context(|| format!("cannot write {} (--outcome)", file.display()))
-    }
-}
-
 /// Says how a side came to its end where it was asked to.
 fn told_in(file: Option<PathBuf>, end: anyhow::Result<(SideEnd, ExitCode)>) -> anyhow::Result<ExitCode> {
     let said = match &end {
@@ -263,7 +237,7 @@ fn told_in(file: Option<PathBuf>, end: anyhow::Result<(SideEnd, ExitCode)>) -> a
         Err(error) => SideEnd { ended: false, text: format!("{error:#}") },
     };
     if let Some(file) = file {
-        said.tell(&file)?;
+        said.tell(&file).with_context(|| format!("cannot write {} (--outcome)", file.display()))?;
     }
     end.map(|(_, status)| status)
 }
@@ -346,17 +320,12 @@ async fn run_side(
         listed.end().await;
     }
     let end = end??;
-    let said = said(&end.outcome);
+    let said = SideEnd::from(&end.outcome);
     eprintln!("lockstep: {}", said.text);
     if let (Some(_), Some(log)) = (&end.divergence, &end.log) {
         eprintln!("lockstep: the log is kept: lockstep replay {}", log.display());
     }
     Ok((said, exit_status(&end.outcome)))
-}
-
-/// Where a backup without `--log` keeps its copy.
-pub(super) fn scratch_log(vm: &str, process: u32) -> PathBuf {
-    std::env::temp_dir().join(format!("lockstep-{vm}-{process}.lslog"))
 }
 
 /// Runs the backup.
@@ -372,7 +341,7 @@ fn backup(args: BackupArgs) -> anyhow::Result<(SideEnd, ExitCode)> {
         let (mut site, control, entry) =
             args.pair.site(&args.name, &cpu, Settings::default(), plugged, &args.channel, peers).await?;
         // A divergence is worth nothing without the log that shows it. Whoever names no file gets one for that case alone.
-        let scratch = scratch_log(&args.name, std::process::id());
+        let scratch = scratch_log(&std::env::temp_dir(), &args.name, std::process::id());
         let asked_for = site.keeping.file.is_some();
         if !asked_for {
             (site.keeping.file, site.keeping.scratch) = (Some(scratch.clone()), true);

@@ -43,12 +43,7 @@ pub struct PlaceArgs {
 pub fn place(args: PlaceArgs) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(async {
         let managed = Managed::open(&args.cluster).await?;
-        loop {
-            match write(&args, &managed).await? {
-                Written::Done => break,
-                Written::Overtaken => managed.renewed().await?,
-            }
-        }
+        managed.write(async |managed| write(&args, managed).await).await?;
         if args.no_wait {
             return Ok(ExitCode::SUCCESS);
         }

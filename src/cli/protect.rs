@@ -226,13 +226,7 @@ pub fn protect(args: ProtectArgs) -> anyhow::Result<ExitCode> {
     }
     runtime()?.block_on(async {
         let managed = Managed::open(&args.cluster).await?;
-        loop {
-            match write(&args, &managed).await? {
-                Written::Done => break,
-                // Somebody else has written meanwhile: once more, with what there is now.
-                Written::Overtaken => managed.renewed().await?,
-            }
-        }
+        managed.write(async |managed| write(&args, managed).await).await?;
         if args.no_wait {
             return Ok(ExitCode::SUCCESS);
         }
@@ -288,22 +282,20 @@ async fn write(args: &ProtectArgs, managed: &Managed) -> anyhow::Result<Written>
 pub fn unprotect(args: UnprotectArgs) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(async {
         let managed = Managed::open(&args.cluster).await?;
-        loop {
-            let (spec, placement) = managed.specified(&args.vm)?;
-            let written = if args.forget {
-                managed.writer.forget(&args.vm, spec.version, placement.map(|placement| placement.version)).await?
-            } else {
-                let alone = Spec { backups: 0, ..spec.is };
-                managed.writer.specify(&args.vm, (&alone, Some(spec.version)), None).await?
-            };
-            match written {
-                Written::Done if args.forget => {
-                    println!("{}: forgotten; what runs of it runs on, and nobody looks after it", args.vm);
-                    return Ok(ExitCode::SUCCESS);
+        managed
+            .write(async |managed| {
+                let (spec, placement) = managed.specified(&args.vm)?;
+                if args.forget {
+                    let placement = placement.map(|placement| placement.version);
+                    return Ok(managed.writer.forget(&args.vm, spec.version, placement).await?);
                 }
-                Written::Done => break,
-                Written::Overtaken => managed.renewed().await?,
-            }
+                let alone = Spec { backups: 0, ..spec.is };
+                Ok(managed.writer.specify(&args.vm, (&alone, Some(spec.version)), None).await?)
+            })
+            .await?;
+        if args.forget {
+            println!("{}: forgotten; what runs of it runs on, and nobody looks after it", args.vm);
+            return Ok(ExitCode::SUCCESS);
         }
         if args.no_wait {
             return Ok(ExitCode::SUCCESS);

@@ -22,6 +22,7 @@ mod primary;
 mod progress;
 pub mod receiving;
 pub mod referee;
+pub mod remains;
 mod report;
 pub mod snapshots;
 pub mod solo;

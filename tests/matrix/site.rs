@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::net::site::within;
+use crate::net::site::{done, within};
 
 /// How many hosts.
 pub const HOSTS: usize = 3;
@@ -59,14 +59,6 @@ pub struct Site {
 }
 
 static SITES: AtomicU32 = AtomicU32::new(0);
-
-/// Runs a command to its end.
-#[track_caller]
-fn done(command: &str) {
-    let words: Vec<&str> = command.split_whitespace().collect();
-    let output = Command::new(words[0]).args(&words[1..]).output().unwrap_or_else(|error| panic!("{command}: {error}"));
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 /// A host's address for logging channels and consoles.
 pub fn channel_address(host: usize) -> String {

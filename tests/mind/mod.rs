@@ -2,4 +2,5 @@
 #![allow(clippy::disallowed_methods, reason = "tests watch the world's time; nothing of the machine depends on it")]
 
 mod checks;
+mod trouble;
 pub mod world;

@@ -38,7 +38,7 @@ pub(super) enum Part {
 #[derive(Clone, Debug)]
 pub(super) struct Proc {
     pub(super) host: String,
-    number: u64,
+    pub(super) number: u64,
     pub(super) part: Part,
     pub(super) generation: u64,
     /// It is up, and listed, from this round on.
@@ -48,13 +48,13 @@ pub(super) struct Proc {
 }
 
 pub(super) struct Node {
-    alive: bool,
-    asleep: bool,
+    pub(super) alive: bool,
+    pub(super) asleep: bool,
     /// Round in which its agent was last awake.
-    awake: u64,
+    pub(super) awake: u64,
     pub(super) record: Host,
-    here: Here,
-    times: Times,
+    pub(super) here: Here,
+    pub(super) times: Times,
     view: View,
 }
 
@@ -62,8 +62,6 @@ pub(super) struct Machine {
     pub(super) register: Option<Claim>,
     pub(super) vm: Vm,
     pub(super) procs: Vec<Proc>,
-    /// The agents were wrong about it: a person has to boot it.
-    lost: bool,
 }
 
 /// What may be planted in it, for the checks to find.
@@ -116,17 +114,17 @@ impl World {
         }
         for (name, spec) in specs {
             let vm = Vm { spec: Some(Versioned { is: spec.clone(), version: 0 }), ..Vm::default() };
-            world.machines.insert(name.clone(), Machine { register: None, vm, procs: Vec::new(), lost: false });
+            world.machines.insert(name.clone(), Machine { register: None, vm, procs: Vec::new() });
         }
         world
     }
 
-    fn process(&mut self) -> Process {
+    pub(super) fn process(&mut self) -> Process {
         self.next += 1;
         Process { number: format!("{:016x}", self.next), pid: self.next as u32, ..Process::default() }
     }
 
-    fn count(&mut self, what: &'static str) {
+    pub(super) fn count(&mut self, what: &'static str) {
         *self.seen.entry(what).or_default() += 1;
     }
 
@@ -145,7 +143,7 @@ impl World {
         self.nodes.keys().cloned().collect()
     }
 
-    fn is_up(&self, host: &str) -> bool {
+    pub(super) fn is_up(&self, host: &str) -> bool {
         let node = &self.nodes[host];
         node.alive && !node.asleep
     }
@@ -208,77 +206,7 @@ impl World {
         }
     }
 
-    /// A host dies with all that is on it.
-    pub fn kill_host(&mut self, host: &str) {
-        let round = self.round;
-        let node = self.nodes.get_mut(host).unwrap();
-        if !std::mem::replace(&mut node.alive, false) {
-            return;
-        }
-        if !std::mem::replace(&mut node.asleep, false) {
-            node.awake = round;
-        }
-        for proc in self.machines.values_mut().flat_map(|machine| &mut machine.procs).filter(|proc| proc.host == host) {
-            proc.dead.get_or_insert(node.awake);
-        }
-        self.count("hosts that died");
-    }
-
-    /// A dead host is back, with nothing on it; or one that slept wakes up.
-    pub fn revive(&mut self, host: &str) {
-        let process = self.process();
-        let node = self.nodes.get_mut(host).unwrap();
-        if !node.alive {
-            node.record = Host { process, beat: 0, sides: Vec::new(), ..node.record.clone() };
-            for started in node.here.values_mut().filter(|started| started.state == State::Runs) {
-                started.state = State::Ended { guest: false, text: "the process was killed".into() };
-            }
-        }
-        if node.asleep || !node.alive {
-            // It reads everything before it does anything.
-            node.times = Times::default();
-        }
-        (node.alive, node.asleep) = (true, false);
-    }
-
-    pub fn sleep(&mut self, host: &str) {
-        let round = self.round;
-        let node = self.nodes.get_mut(host).unwrap();
-        if node.alive && !node.asleep {
-            (node.asleep, node.awake) = (true, round);
-            self.count("hosts that fell asleep");
-        }
-    }
-
-    /// A host falls asleep at the worst moment: while a side there is about to boot a guest.
-    pub fn sleep_where_one_boots(&mut self) {
-        let waits = |proc: &&Proc| proc.dead.is_none() && matches!(proc.part, Part::Waiting(_));
-        let host = self.machines.values().flat_map(|machine| &machine.procs).find(waits).map(|proc| proc.host.clone());
-        if let Some(host) = host {
-            self.sleep(&host);
-        }
-    }
-
-    /// One process of a VM dies alone.
-    pub fn kill_one(&mut self, random: &mut Random) {
-        let names: Vec<String> = self.machines.keys().cloned().collect();
-        let name = random.pick(&names).clone();
-        let up: Vec<String> = self.hosts().into_iter().filter(|host| self.is_up(host)).collect();
-        let machine = self.machines.get_mut(&name).unwrap();
-        let alive: Vec<usize> = (0..machine.procs.len())
-            .filter(|&index| machine.procs[index].dead.is_none() && up.contains(&machine.procs[index].host))
-            .collect();
-        if alive.is_empty() {
-            return;
-        }
-        let index = *random.pick(&alive);
-        // The host's agent knows at once.
-        let proc = machine.procs.remove(index);
-        self.ended(&name, &proc);
-        self.count("processes that died");
-    }
-
-    fn ended(&mut self, vm: &str, proc: &Proc) {
+    pub(super) fn ended(&mut self, vm: &str, proc: &Proc) {
         let node = self.nodes.get_mut(&proc.host).unwrap();
         if let Some(started) = node.here.get_mut(vm).filter(|started| started.pid == proc.number as u32) {
             started.state = State::Ended { guest: false, text: "the process was killed".into() };
@@ -354,7 +282,6 @@ impl World {
                             (machine.procs[at].part, machine.procs[at].generation) =
                                 (Part::Following(proc.number), generation);
                         }
-                        machine.lost = false;
                         events.push("guests booted");
                     } else {
                         gone.push(proc.number);
@@ -592,40 +519,5 @@ impl World {
         let machine = self.machines.get_mut(&place.vm).unwrap();
         machine.vm.placement = Some(Versioned { is: place.placement.clone(), version });
         true
-    }
-
-    /// A person boots what was lost, where it has been found that nobody has it.
-    pub fn boot_what_is_lost(&mut self) {
-        let names: Vec<String> = self.machines.keys().cloned().collect();
-        for name in names {
-            let has_it = |proc: &Proc| !matches!(proc.part, Part::Connecting(_)) && proc.dead.is_none();
-            let machine = self.machines.get_mut(&name).unwrap();
-            let held = machine.register.as_ref().map_or(0, |claim| claim.generation);
-            let placement = machine.vm.placement.as_mut();
-            if held == 0 || machine.procs.iter().any(has_it) || machine.vm.spec.as_ref().unwrap().is.restart {
-                continue;
-            }
-            let Some(placement) = placement.filter(|placement| placement.is.boot != Some(held)) else { continue };
-            let number = placement.is.number + 1;
-            placement.is = lockstep::cluster::placement::Placement { number, boot: Some(held), ..Default::default() };
-            placement.version += 1;
-            self.count("guests that a person has booted");
-        }
-    }
-
-    /// A person wants a VM elsewhere.
-    pub fn wish(&mut self, random: &mut Random) {
-        let names: Vec<String> = self.machines.keys().cloned().collect();
-        let hosts = self.hosts();
-        let (name, primary, backup) =
-            (random.pick(&names).clone(), random.pick(&hosts).clone(), random.pick(&hosts).clone());
-        if primary == backup {
-            return;
-        }
-        if let Some(placement) = self.machines.get_mut(&name).and_then(|machine| machine.vm.placement.as_mut()) {
-            placement.is.wish = Some(lockstep::cluster::placement::Wish { primary, backup: Some(backup) });
-            placement.version += 1;
-            self.count("wishes");
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! A host of the model: a real state machine and what its driver would keep beside it.
 
 use super::Side;
-use super::state::{Item, Plant};
+use super::actions::{Item, Plant};
 use lockstep::replication::backup::{self, Backup};
 use lockstep::replication::election::{Answer, Question};
 use lockstep::replication::held::HeldOutputs;

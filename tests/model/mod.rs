@@ -1,9 +1,11 @@
 //! The model's pair of hosts: bounds and names.
 
+pub mod actions;
+pub mod arbiter;
 pub mod machine;
 pub mod state;
 
-use state::{Plant, Start};
+use actions::{Plant, Start};
 
 /// Far above the number of frames that are ever sent at one time: stamps differ by one there.
 pub const TIMEOUT: u64 = 1000;

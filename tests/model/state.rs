@@ -1,8 +1,9 @@
 //! The model's state and what its actions do to it.
 
+use super::actions::{Action, Ending, Item, Plant, Start};
+use super::arbiter::{Won, number};
 use super::machine::{Host, Machine};
 use super::{A, B, Side, TIMEOUT};
-use lockstep::arbiter::Claim;
 use lockstep::replication::backup::{self, Backup};
 use lockstep::replication::election::{Answer, Question};
 use lockstep::replication::held::HeldOutputs;
@@ -10,95 +11,6 @@ use lockstep::replication::lease::Lease;
 use lockstep::replication::message::{Envelope, Message};
 use lockstep::replication::primary::{self, Primary};
 use lockstep::replication::{Identity, Settings, Suspicion};
-
-/// Mistakes, to see the properties find them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plant {
-    Nothing,
-    ReleaseOnSent,
-    SkipArbiter,
-    AckAfterSuspicion,
-    IgnoreTime,
-    ForgetTail,
-    IgnoreLease,
-    LeaseFromArrival,
-    RepeatNothing,
-    LeftFromAcks,
-    /// Outputs are not held when the state is taken.
-    JoiningLeaks,
-    TakeBackUnasked,
-    HeirAlone,
-    /// A new primary lets out at once what the old one has not acknowledged.
-    HeirLeaks,
-    /// The register does not tell a generation that was won alone from one that is shared.
-    SharedWithAnybody,
-    /// A claim is set whatever the register holds.
-    ClaimUnasked,
-    /// A claim is set if a member of the arbiter that lags behind says that the register holds what it should.
-    StaleReadBelieved,
-    /// Nobody looks at the generation that a message speaks for.
-    NoFence,
-}
-
-/// Where the model begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// Nothing has happened.
-    Boot,
-    /// The guest runs alone and has made an output.
-    Alone,
-    /// The guest is protected.
-    Switch,
-    /// The guest runs alone in its second generation; its new backup comes, and so may what was said in the first.
-    Survivor,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Item {
-    /// The connection asked for stands, or a backup has connected.
-    Opened,
-    Message(Envelope),
-    Closed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Time moves.
-    Step,
-    Tick(Side),
-    Deliver(Side),
-    Connect(Side),
-    Append(Side),
-    WentLive(Side),
-    /// It comes to writing what was released; it may have been stopped since.
-    Write(Side),
-    Switch,
-    Park(Side),
-    Capture(Side),
-    /// The register is set and the answer is on its way.
-    Arbitrate(Side),
-    /// A read is answered by a member that does not know of the newest claim.
-    ReadStale(Side),
-    /// There is no answer in time: the question was lost, or is late, or its answer was lost or is late; or there is no majority.
-    GiveUp(Side),
-    /// A claim that was given up is carried out after all.
-    CarryOut(usize),
-    Answer(Side),
-    /// The one who has won looks whether it is still at the top, and is not.
-    AnswerOvertaken(Side),
-    /// What was said in an older generation arrives on the connection that stands now. No connection of TCP does that.
-    Late(usize),
-    /// How a process ends: its kernel sends the rest and closes; cuts off what is under way; says nothing.
-    Crash(Side, Ending),
-    Break(Ending),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    Close,
-    Cut,
-    Silence,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
@@ -136,13 +48,6 @@ pub struct State {
     pub left_after_the_survivor: bool,
     pub missing: bool,
     pub acknowledged_left: bool,
-}
-
-/// Generation, its winner, and who shares it.
-pub type Won = (u64, Side, Option<Side>);
-
-fn number(side: Side) -> u64 {
-    side as u64 + 1
 }
 
 impl State {
@@ -238,7 +143,7 @@ impl State {
         }
     }
 
-    fn host(&mut self, side: Side) -> &mut Host {
+    pub(super) fn host(&mut self, side: Side) -> &mut Host {
         &mut self.hosts[side as usize]
     }
 
@@ -258,24 +163,6 @@ impl State {
         if self.host(side).close() && self.host(!side).connected {
             self.host(!side).incoming.push_back(Item::Closed);
         }
-    }
-
-    fn ask(&mut self, plant: Plant, side: Side, question: Question) {
-        let holds = self.register.1 == side;
-        let host = self.host(side);
-        let primary = host.primary().is_some();
-        let skips = match question {
-            Question::Read => false,
-            Question::Claim { generation, expected, .. } => match plant {
-                Plant::SkipArbiter => generation > 1,
-                Plant::TakeBackUnasked => primary && host.handed_over,
-                Plant::HeirAlone => !primary && holds && expected == Some(self.register.0),
-                _ => false,
-            },
-        };
-        let host = self.host(side);
-        (host.question, host.answer) = if skips { (None, Some(Answer::Won)) } else { (Some(question), None) };
-        host.claimed = 0;
     }
 
     /// What may leave now leaves.
@@ -489,30 +376,6 @@ impl State {
             }
         }
         true
-    }
-
-    /// What the register answers; it may be set by that.
-    fn arbitrate(&mut self, plant: Plant, side: Side, question: Question) -> Answer {
-        match question {
-            Question::Read => Answer::Holds((self.register.0 > 0).then_some(self.register.0)),
-            Question::Claim { expected, generation, shared_with } => {
-                let claim = (generation, side, shared_with.map(|_| !side));
-                let expected = expected.unwrap_or(0);
-                let stale = plant == Plant::StaleReadBelieved && self.register_before.0 == expected;
-                if self.register.0 == expected || stale || plant == Plant::ClaimUnasked {
-                    self.register_before = std::mem::replace(&mut self.register, claim);
-                }
-                if self.register == claim { Answer::Won } else { self.lost(plant, side) }
-            }
-        }
-    }
-
-    /// The register holds what it does, and that is not this side's claim.
-    fn lost(&self, plant: Plant, side: Side) -> Answer {
-        let (generation, holder, with) = self.register;
-        let with = if plant == Plant::SharedWithAnybody { Some(side) } else { with };
-        let (host, shared_with) = (number(holder), with.map(number));
-        Answer::Lost(Some(Claim { generation, host, host_name: "host".into(), shared_with }))
     }
 
     fn fenced_so_far(&self, side: Side) -> u64 {

@@ -52,7 +52,7 @@ static SITES: AtomicU32 = AtomicU32::new(0);
 
 /// Runs a command to its end.
 #[track_caller]
-fn done(command: &str) {
+pub fn done(command: &str) {
     let words: Vec<&str> = command.split_whitespace().collect();
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap_or_else(|error| panic!("{command}: {error}"));
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));

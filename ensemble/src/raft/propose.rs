@@ -109,22 +109,15 @@ fn find_way<N: Net>(core: &Core<N>) -> Option<Way> {
 /// Makes batches of groups and puts them into the log, as long as this member leads; groups that come to another one are lost, and
 /// said again by whoever sent them. Ends with the consensus.
 pub async fn propose<N: Net>(core: Arc<Core<N>>, mut groups: mpsc::Receiver<Bytes>) {
-    let mut under_way = None;
     while let Some(first) = groups.recv().await {
-        // One at a time: what comes in meanwhile makes the next one larger.
-        if let Some(last) = under_way.take() {
-            // It was carried out, or could not be: whose proposals they were sees which.
-            let _: Result<_, tokio::sync::oneshot::error::RecvError> = last.await;
-        }
         let mut batch = begin_batch((core.world.wall_ms)());
         let mut next = Some(first);
         while let Some(group) = next {
             batch.extend_from_slice(&group);
             next = if batch.len() < MAX_BATCH { groups.try_recv().ok() } else { None };
         }
-        match core.raft.client_write_ff(Batch(batch.freeze())).await {
-            Ok(written) => under_way = Some(written),
-            Err(_) => return,
-        }
+        let Ok(written) = core.raft.client_write_ff(Batch(batch.freeze())).await else { return };
+        // One at a time: what comes in meanwhile makes the next one larger. It was carried out, or could not be: whose proposals they were sees which.
+        let _: Result<_, tokio::sync::oneshot::error::RecvError> = written.await;
     }
 }
